@@ -1,0 +1,6 @@
+"""``python -m cloudmanager``."""
+
+from cloudmanager.cli import main
+
+if __name__ == "__main__":
+    main()
