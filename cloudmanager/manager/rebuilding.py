@@ -85,9 +85,8 @@ class Rebuilder:
         hashes = [_hash_of(info) for info in page]
         known = self._catalog.get_many(hashes)
         existing = self._catalog.uploads_many(hashes)
-        look_up = [
-            info for info in page if names and _hash_of(info) not in known and not info.filename
-        ]
+        # Also where the listing gave the name: a removal since then deleted the object.
+        look_up = [info for info in page if names and _hash_of(info) not in known]
         found = {
             info.key: looked
             for info, looked in zip(

@@ -234,7 +234,8 @@ def test_a_removal_during_a_rebuild_removes_what_the_rebuild_has_just_found(worl
     stored = world.pool([a]).upload(world.file(b"removed"))
     assert stored
     b.replace(stored, b"removed")  # a copy that the catalog does not know yet
-    cm, other = world.pool([a, b]), world.pool([a, b])
+    # b is listed first: a removal that comes between the two listings knows both copies.
+    cm, other = world.pool([b, a]), world.pool([b, a])
     removal = threading.Thread(target=cm.remove, args=(stored,))
     uploads_many = other._catalog.uploads_many
 
