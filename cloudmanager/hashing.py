@@ -6,12 +6,31 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, cast
 
-__all__ = ["BLOCK", "EMPTY_SHA256", "read_blocks", "sha256_of"]
+__all__ = ["BLOCK", "EMPTY_SHA256", "read_blocks", "sha256_of", "sha256_of_bytes"]
 
 BLOCK = 1024 * 1024
 """Bytes read at a time: large enough that hashlib and the disk set the pace."""
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+
+
+_SMALL = 64 * 1024
+_WITH_THE_LOCK = 2047
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    """The SHA-256 of `data`, as 64 hex digits.
+
+    hashlib gives up Python's global lock for 2,048 bytes and more. Where many threads handle
+    small files, getting it back takes many times as long as hashing one, so it is kept.
+    """
+    if len(data) > _SMALL:
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    view = memoryview(data)
+    for start in range(0, len(data), _WITH_THE_LOCK):
+        digest.update(view[start : start + _WITH_THE_LOCK])
+    return digest.hexdigest()
 
 
 def read_blocks(file: BinaryIO, block: int = BLOCK) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from ..errors import CacheCorrupt, CacheUnusable
 from .layout import Layout, flush_path
@@ -74,6 +74,9 @@ _OLDEST: Final = (
 )
 _INSERT: Final = f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _STATE: Final = "capacity, stored, owed, reserved, entries, serial, slots, boot, boots, shift"
+_AT_ONCE: Final = 500
+"""Hashes in one statement."""
+
 _WAIT: Final = 60.0
 """Seconds SQLite waits for a lock. Ours is taken first: only a foreign program can hold it."""
 
@@ -396,6 +399,14 @@ class Index:
     def look_up(self, digest: bytes) -> Entry | None:
         rows = self.read(_LOOK_UP, (digest,))
         return Entry(*rows[0]) if rows else None  # type: ignore[arg-type]
+
+    def which(self, digests: Sequence[bytes]) -> Iterator[bytes]:
+        """Those of the digests that have an entry."""
+        for start in range(0, len(digests), _AT_ONCE):
+            some = digests[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            for row in self.read(f"SELECT hash FROM entries WHERE hash IN ({marks})", some):
+                yield cast(bytes, row[0])
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = False) -> Iterator[Transaction]:

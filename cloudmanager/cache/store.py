@@ -146,6 +146,12 @@ class Cache:
         """Whether that hash is cached. Does not count as a use."""
         return self._find(sha256) is not None
 
+    def known(self, hashes: Iterable[str]) -> set[str]:
+        """Those of the hashes that the index has. Looks at no file and counts as no use."""
+        digests = [bytes.fromhex(validate_hash(sha256)) for sha256 in hashes]
+        with Border(self._layout.directory, f"looking up {len(digests)} files"):
+            return {digest.hex() for digest in self._space.index.which(digests)}
+
     def _find(self, sha256: str) -> _Known | None:
         """Look a hash up in the index and its file on the disk, and remember both."""
         sha256 = validate_hash(sha256)

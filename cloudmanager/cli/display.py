@@ -98,14 +98,21 @@ def out_json(value: Mapping[str, Any]) -> None:
 
 
 def out_bytes(line: bytes) -> None:
-    """One line of results on stdout, as it is."""
+    """One line of results on stdout, as it is. To a pipe or file several may go at once."""
+    global _flushed
     try:
-        sys.stdout.flush()
         sys.stdout.buffer.write(line + b"\n")
+        if time.monotonic() - _flushed > _LINGER or sys.stdout.isatty():
+            sys.stdout.flush()
+            _flushed = time.monotonic()
     except BrokenPipeError:
         if not _goes_on_without_reader:
             raise
         silence_stdout()
+
+
+_LINGER = 0.1
+_flushed = 0.0
 
 
 def flush_out() -> None:

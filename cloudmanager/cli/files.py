@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import os
+import stat
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -317,6 +318,7 @@ def _plan(
 ) -> Iterator[tuple[str, Path]]:
     """What is to be written; what is there already with the right content is done."""
     claimed: dict[Path, str] = {}
+    ready: set[Path] = set()
     for sha256, target in wanted:
         try:
             if claimed.setdefault(target, sha256) != sha256:
@@ -326,9 +328,12 @@ def _plan(
             if _is_there(target, sha256, force=force):
                 report.good(sha256, target)
                 continue
-            if restore and not dry_run:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            _require_folder(target.parent, may_be_missing=restore)
+            folder = target.parent
+            if folder not in ready:
+                if restore and not dry_run:
+                    folder.mkdir(parents=True, exist_ok=True)
+                _require_folder(folder, may_be_missing=restore)
+                ready.add(folder)
         except (OSError, CloudManagerError) as exc:
             report.failed(sha256, exc)
             continue
@@ -345,11 +350,13 @@ def _is_there(target: Path, sha256: str, *, force: bool) -> bool:
     IsADirectoryError, NotARegularFile
         When it can never be replaced: a folder, a device, a pipe.
     """
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    if not target.exists():
+    try:
+        mode = os.stat(target).st_mode
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    if not target.is_file():
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if not stat.S_ISREG(mode):
         raise NotARegularFile(f"{str(target)!r} is not a regular file: it is not replaced")
     if force:
         return False

@@ -119,6 +119,7 @@ class DownloadReport:
         say(text if sha256 in text else f"download {sha256}: {text}")
 
     def finish(self) -> int:
+        flush_out()
         if not self._bad:
             return OK
         return FAILED if self._good else combine(self._bad)

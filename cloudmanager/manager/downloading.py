@@ -27,20 +27,24 @@ from cloudmanager.errors import (
     SourceError,
     UnknownFile,
 )
-from cloudmanager.manager.fetching import Fetcher, Spoiled
+from cloudmanager.manager import staging
+from cloudmanager.manager.fetching import Fetcher, Spoiled, write_new
 from cloudmanager.manager.meter import Meter
 from cloudmanager.manager.placing import Placer, stored_record
 from cloudmanager.manager.reading import PinnedFile, RemoteFile, buffered
 from cloudmanager.manager.staging import SMALL
 from cloudmanager.model import FileRecord, UploadRecord, validate_hash
 from cloudmanager.progress import SILENT, Progress, Ticket
-from cloudmanager.source import FileSource
+from cloudmanager.source import BytesSource, FileSource, Source
 
 __all__ = ["Downloader", "Wanted", "in_batches", "safe_name", "target_for"]
 
 log = logging.getLogger(__name__)
 _WHOLE = 16 * 1024 * 1024
 _THROUGH_THE_CACHE = 64 * 1024 * 1024
+_BATCH_FILES = 32
+_BATCH_BYTES = 4 * 1024 * 1024
+_TEMPORARY = ".cloudmanager-"
 
 
 Dest = str | os.PathLike[str] | None
@@ -140,7 +144,8 @@ class Downloader:
     def _repair_from_cache(self, file: FileRecord, spoiled: Sequence[Spoiled]) -> None:
         if spoiled and self._read_repair:
             with self._cache.pinned(file.hash) as pinned:
-                self._repair(file, spoiled, pinned)
+                source = None if pinned is None else FileSource(pinned, size=file.size)
+                self._repair(file, spoiled, source)
 
     def to_file(
         self,
@@ -194,9 +199,12 @@ class Downloader:
     def many(
         self, wanted: Sequence[Wanted], progress: Progress = SILENT, *, fill_cache: bool = True
     ) -> list[tuple[str, Path | Exception]]:
-        """One file after the other; (hash, path or what went wrong) for each."""
+        """Small files together, others one after the other; (hash, path or what went wrong)
+        for each."""
         results: list[tuple[str, Path | Exception]] = []
         together = self._many_to_cache(wanted, progress)
+        if not fill_cache:
+            results, wanted = self._many_to_files(wanted, progress)
         for item in wanted:
             if item.dest is None and item.file is not None and item.file.hash in together:
                 results.append((item.given, together[item.file.hash]))
@@ -253,6 +261,75 @@ class Downloader:
                 found[sha256] = _too_large(items[sha256][0], outcome)
         progress.finished(len(items))
         return found
+
+    def _many_to_files(
+        self, wanted: Sequence[Wanted], progress: Progress
+    ) -> tuple[list[tuple[str, Path | Exception]], list[Wanted]]:
+        """Bring the small files that are not cached to their `dest`, past the cache; what
+        became of them, and what is left to do.
+
+        First all are read from their hosts, then all are written: the many short system calls
+        of writing are for one thread at a time, see `staging.one_at_a_time`.
+        """
+        cached = self._cached(wanted)
+        direct: list[tuple[Wanted, FileRecord, str | os.PathLike[str]]] = []
+        rest: list[Wanted] = []
+        for item in wanted:
+            file, dest = item.file, item.dest
+            if file is None or dest is None or file.size > SMALL or file.hash in cached:
+                rest.append(item)
+            else:
+                direct.append((item, file, dest))
+        progress.expect(len(direct), sum(file.size for _, file, _ in direct))
+        results: list[tuple[str, Path | Exception]] = []
+        read: list[bytes | Exception] = []
+        ticket = Ticket(self._cancel, progress)
+        try:
+            for item, file, _ in direct:
+                try:
+                    read.append(self._read(file, item.uploads, ticket))
+                except (HostError, NoGoodCopy) as exc:
+                    read.append(exc)
+            with staging.one_at_a_time:
+                write = _Writer()
+                for (item, file, dest), data in zip(direct, read, strict=True):
+                    if isinstance(data, Exception):
+                        results.append((item.given, data))
+                        continue
+                    try:
+                        target = target_for(file, dest)
+                        write(target, data)
+                    except (OSError, ValueError) as exc:
+                        results.append((item.given, exc))
+                    else:
+                        results.append((item.given, target))
+        finally:
+            self._meter.add(incoming=ticket.moved)
+            progress.finished(len(direct))
+        return results, rest
+
+    def _cached(self, wanted: Sequence[Wanted]) -> set[str]:
+        """The hashes that the cache may have."""
+        hashes = {item.file.hash for item in wanted if item.file is not None}
+        try:
+            return self._cache.known(hashes)
+        except CacheError:
+            return hashes  # asked one by one, each gets its own error
+
+    def _read(self, file: FileRecord, uploads: Sequence[UploadRecord], ticket: Ticket) -> bytes:
+        """The verified bytes of a small file; what was found about its copies is recorded."""
+        spoiled: Sequence[Spoiled] = ()
+        try:
+            data, spoiled = self._fetcher.read(file.hash, file.size, uploads, ticket)
+        except NoGoodCopy as exc:
+            spoiled = [entry for entry in exc.spoiled if isinstance(entry, Spoiled)]
+            raise
+        finally:
+            if spoiled:
+                self._note(file, [entry.record for entry in spoiled])
+        if spoiled and self._read_repair:
+            self._repair(file, spoiled, BytesSource(data))
+        return data
 
     def open(self, file: FileRecord) -> BinaryIO:
         """A binary file object; see `CloudManager.open`."""
@@ -341,14 +418,16 @@ class Downloader:
         try:
             spoiled = self._pull(file, temporary, progress, uploads)
             if spoiled and self._read_repair:
-                self._repair(file, spoiled, temporary)
+                self._repair(file, spoiled, FileSource(temporary, size=file.size))
             os.replace(temporary, dest)
         finally:
             temporary.unlink(missing_ok=True)
             progress.finished(1)
         return dest
 
-    def _repair(self, file: FileRecord, spoiled: Sequence[Spoiled], path: Path | None) -> None:
+    def _repair(
+        self, file: FileRecord, spoiled: Sequence[Spoiled], source: Source | None
+    ) -> None:
         """Replace the spoiled copies by the good one; what fails now waits for `sync`."""
         for entry in spoiled:
             host, record = entry.host, entry.record
@@ -356,9 +435,8 @@ class Downloader:
                 continue
             ticket = Ticket(self._cancel)
             try:
-                if path is None:
+                if source is None:
                     raise FileNotFoundError(file.hash)
-                source = FileSource(path, size=file.size)
                 with self._catalog.sharing([file.hash]):
                     if not self._catalog.exists(file.hash):
                         return  # removed meanwhile: a repair must not bring it back
@@ -405,14 +483,25 @@ def _too_large(file: FileRecord, exc: CacheFull) -> CacheFull:
 
 
 def in_batches(page: Sequence[Wanted], jobs: int) -> Iterator[Sequence[Wanted]]:
-    """Small files a few at a time, so that handing over costs little; others one by one."""
-    size = max(1, min(8, len(page) // jobs))
-    small = [item for item in page if item.file is None or item.file.size <= SMALL]
+    """Small files some at a time, so that handing over costs little; others one by one."""
+    most = max(1, min(_BATCH_FILES, len(page) // jobs))
+    batch: list[Wanted] = []
+    total = 0
     for item in page:
-        if item.file is not None and item.file.size > SMALL:
+        size = item.file.size if item.file is not None else 0
+        if size > SMALL:
             yield [item]
-    for start in range(0, len(small), size):
-        yield small[start : start + size]
+            continue
+        if batch and total + size > _BATCH_BYTES:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size
+        if len(batch) >= most:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def safe_name(file: FileRecord) -> str:
@@ -424,13 +513,35 @@ def safe_name(file: FileRecord) -> str:
 def target_for(file: FileRecord, dest: str | os.PathLike[str]) -> Path:
     """Where a file goes: to `dest`, or under its original name when that is a folder."""
     target = Path(dest)
-    return target / safe_name(file) if target.is_dir() else target
+    return target / safe_name(file) if os.path.isdir(target) else target
+
+
+class _Writer:
+    """Writes small files, each whole or not at all, with few system calls."""
+
+    def __init__(self) -> None:
+        self._stem = f"{_TEMPORARY}{secrets.token_hex(8)}"
+        self._count = 0
+
+    def __call__(self, target: Path, data: bytes) -> None:
+        self._count += 1
+        name = os.fspath(target)
+        temporary = os.path.join(os.path.dirname(name), f"{self._stem}-{self._count}")
+        write = False
+        try:
+            write_new(temporary, data, os.O_EXCL, 0o666)
+            os.replace(temporary, name)
+            write = True
+        finally:
+            if not write:
+                with contextlib.suppress(OSError):  # that it cannot be written is told already
+                    os.unlink(temporary)
 
 
 def _new_beside(dest: Path) -> Path:
     """A new empty file in the folder of `dest`, with the mode any new file gets."""
     while True:
-        temporary = dest.parent / f".cloudmanager-{secrets.token_hex(8)}"
+        temporary = dest.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
         with contextlib.suppress(FileExistsError):
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
             return temporary

@@ -7,12 +7,14 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from cloudmanager.errors import HostError, IntegrityError, NoGoodCopy, ObjectNotFound
+from cloudmanager.hashing import sha256_of_bytes
 from cloudmanager.hosts import Host
 from cloudmanager.hosts.base import OnBytes
 from cloudmanager.manager import staging
@@ -20,9 +22,10 @@ from cloudmanager.manager.ring import Ring
 from cloudmanager.manager.staging import SMALL
 from cloudmanager.model import UploadRecord
 
-__all__ = ["Fetcher", "Spoiled"]
+__all__ = ["Fetcher", "Spoiled", "write_new"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SEGMENT = 8 * 1024 * 1024
 """Bytes of one ranged read of a large file."""
@@ -92,11 +95,45 @@ class Fetcher:
         NoGoodCopy
             When no host could give the right bytes; its `spoiled` are `Spoiled`.
         """
+        if size <= SMALL:
+            data, spoiled = self.read(sha256, size, uploads, on_bytes)
+            with staging.one_at_a_time:
+                write_new(path, data)
+            return spoiled
+
+        def pull(host: Host, location: str) -> None:
+            self._pull(host, location, path, sha256, size, on_bytes)
+
+        return self._from_any(sha256, uploads, pull)[1]
+
+    def read(
+        self, sha256: str, size: int, uploads: Sequence[UploadRecord], on_bytes: OnBytes
+    ) -> tuple[bytes, list[Spoiled]]:
+        """The verified bytes of a small file, and the copies that were found spoiled.
+
+        Raises
+        ------
+        NoGoodCopy
+            As `into` does.
+        """
+
+        def read(host: Host, location: str) -> bytes:
+            data = b"".join(self._blocks(host, location, size, on_bytes))
+            if sha256_of_bytes(data) != sha256:
+                raise _wrong(host, location)
+            return data
+
+        return self._from_any(sha256, uploads, read)
+
+    def _from_any(
+        self, sha256: str, uploads: Sequence[UploadRecord], get: Callable[[Host, str], T]
+    ) -> tuple[T, list[Spoiled]]:
+        """What `get(host, location)` returns for the first copy with which it works."""
         errors: list[HostError] = []
         spoiled: list[Spoiled] = []
         for host, upload in self._in_turn(uploads):
             try:
-                self._pull(host, upload.location, path, sha256, size, on_bytes)
+                got = get(host, upload.location)
             except HostError as exc:
                 log.warning("%s", exc)
                 errors.append(exc)
@@ -105,7 +142,7 @@ class Fetcher:
                     spoiled.append(Spoiled(host, record))
                 continue
             self._ring.worked(host)
-            return spoiled
+            return got, spoiled
         raise NoGoodCopy(sha256, errors, spoiled)
 
     def stream(
@@ -177,28 +214,16 @@ class Fetcher:
     def _pull(
         self, host: Host, location: str, path: Path, sha256: str, size: int, on_bytes: OnBytes
     ) -> None:
-        if size <= SMALL:
-            data = b"".join(self._blocks(host, location, size, on_bytes))
-            with staging.one_at_a_time:
-                digest = hashlib.sha256(data).hexdigest()
-                if digest == sha256:
-                    _write_new(path, data)
-        else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                if size >= _IN_SEGMENTS and host.capabilities.range_read:
-                    digest = self._in_segments(host, location, fd, size, on_bytes)
-                else:
-                    digest = self._in_one(host, location, fd, size, on_bytes)
-            finally:
-                os.close(fd)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if size >= _IN_SEGMENTS and host.capabilities.range_read:
+                digest = self._in_segments(host, location, fd, size, on_bytes)
+            else:
+                digest = self._in_one(host, location, fd, size, on_bytes)
+        finally:
+            os.close(fd)
         if digest != sha256:
-            raise IntegrityError(
-                "its bytes do not have that hash there",
-                host=host.name,
-                operation="get",
-                location=location,
-            )
+            raise _wrong(host, location)
 
     def _blocks(self, host: Host, location: str, size: int, on_bytes: OnBytes) -> Iterator[bytes]:
         """The bytes of an object that has to have `size` of them."""
@@ -268,8 +293,11 @@ class Fetcher:
         return digest.hexdigest()
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def write_new(
+    path: str | os.PathLike[str], data: bytes, flags: int = os.O_TRUNC, mode: int = 0o600
+) -> None:
+    """Create a file, or empty one that is there, and write `data` into it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, mode)
     try:
         _write_all(fd, data)
     finally:
@@ -297,6 +325,15 @@ def _skip(blocks: Iterator[bytes], count: int) -> Iterator[bytes]:
             continue
         yield block[count:]
         count = 0
+
+
+def _wrong(host: Host, location: str) -> IntegrityError:
+    return IntegrityError(
+        "its bytes do not have that hash there",
+        host=host.name,
+        operation="get",
+        location=location,
+    )
 
 
 def _too_short(host: Host, location: str, found: int, size: int) -> IntegrityError:

@@ -53,7 +53,7 @@ JOBS = 16
 """Small files in flight at once, for each direction."""
 
 _LARGE_JOBS = 3
-_PAGE = 128
+_PAGE = 512
 _MOST_COPIES = 3
 
 
