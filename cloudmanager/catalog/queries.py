@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,6 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from cloudmanager.catalog.database import Database, open_database
 from cloudmanager.catalog.holds import WAIT, holds_for
@@ -459,8 +459,9 @@ class _Upserts:
     """INSERT … ON CONFLICT in the dialect of the database."""
 
     def __init__(self, dialect: Dialect) -> None:
-        # The two constructs have the same methods but no common type.
-        insert: Any = sqlite.insert if dialect.name == "sqlite" else postgresql.insert
+        # The two constructs have the same methods but no common type. Only the one that is
+        # needed is loaded: a command that lasts a moment would feel the other.
+        insert: Any = importlib.import_module(f"sqlalchemy.dialects.{dialect.name}").insert
         self.file = insert(files).on_conflict_do_nothing(index_elements=["hash"])
         key = ["hash", "host", "location"]
         new = insert(uploads)

@@ -269,7 +269,7 @@ def download(
     else:
         with progress_bar("download") as progress:
             for sha256, outcome in pool.fetch_many(
-                plan, fill_cache=manifest is None, progress=progress
+                plan, fill_cache=manifest is None, exact=True, progress=progress
             ):
                 if isinstance(outcome, Exception):
                     report.failed(sha256, outcome)
@@ -317,22 +317,24 @@ def _plan(
     dry_run: bool,
 ) -> Iterator[tuple[str, Path]]:
     """What is to be written; what is there already with the right content is done."""
-    claimed: dict[Path, str] = {}
-    ready: set[Path] = set()
+    claimed: dict[str, str] = {}
+    ready: set[str] = set()
+    made: set[str] = set()
     for sha256, target in wanted:
         try:
-            if claimed.setdefault(target, sha256) != sha256:
+            if claimed.setdefault(str(target), sha256) != sha256:
                 raise FileExistsError(
                     errno.EEXIST, "two files would get this name: give each its own -o", str(target)
                 )
-            if _is_there(target, sha256, force=force):
+            folder = os.path.dirname(target)
+            if folder not in made and _is_there(target, sha256, force=force):
                 report.good(sha256, target)
                 continue
-            folder = target.parent
             if folder not in ready:
-                if restore and not dry_run:
-                    folder.mkdir(parents=True, exist_ok=True)
-                _require_folder(folder, may_be_missing=restore)
+                if restore and not dry_run and not os.path.isdir(folder):
+                    os.makedirs(folder, exist_ok=True)
+                    made.add(folder)  # nothing else is in it
+                _require_folder(target.parent, may_be_missing=restore)
                 ready.add(folder)
         except (OSError, CloudManagerError) as exc:
             report.failed(sha256, exc)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from cloudmanager.errors import ConfigurationError, UnknownHost
 from cloudmanager.hosts.base import Host
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["Host", "factory_for", "open_host", "schemes"]
 
@@ -38,7 +40,7 @@ GROUP = "cloudmanager.hosts"
 
 def schemes() -> list[str]:
     """Every URL scheme that a host can be made from."""
-    return sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))})
+    return sorted({*_BUILT_IN, *(entry.name for entry in _entry_points())})
 
 
 def scheme_of(url: str) -> str:
@@ -67,10 +69,17 @@ def factory_for(scheme: str) -> Factory:
         module, _, attribute = target.partition(":")
         factory: Factory = getattr(importlib.import_module(module), attribute)
         return factory
-    for entry in entry_points(group=GROUP, name=scheme):
+    for entry in _entry_points(name=scheme):
         loaded: Factory = entry.load()
         return loaded
     raise UnknownHost(f"no host of kind {scheme!r}; known are: {', '.join(schemes())}")
+
+
+def _entry_points(**which: str) -> Iterator[EntryPoint]:
+    # Only who names a kind that is not built in has to wait for this module.
+    from importlib.metadata import entry_points
+
+    yield from entry_points(group=GROUP, **which)
 
 
 def open_host(

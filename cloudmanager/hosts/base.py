@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
-from cloudmanager.errors import Unsupported
+from cloudmanager.errors import IntegrityError, Unsupported
 from cloudmanager.model import Capabilities, ObjectInfo
 from cloudmanager.source import Source
 
@@ -76,6 +76,34 @@ class Host(ABC):
         Unsupported
             For a range, where ``capabilities.range_read`` is not set.
         """
+
+    def read(self, location: str, *, limit: int) -> bytes:
+        """The whole of a small object, which should have at most `limit` bytes.
+
+        The same as `get`, all at once. A host for which a small object is one request answers
+        with less ado than block by block.
+
+        Raises
+        ------
+        IntegrityError
+            When it has more.
+        """
+        blocks = []
+        total = 0
+        for block in self.get(location):
+            total += len(block)
+            if total > limit:
+                raise self._too_long(location, limit)
+            blocks.append(block)
+        return b"".join(blocks)
+
+    def _too_long(self, location: str, limit: int) -> IntegrityError:
+        return IntegrityError(
+            f"it has more than the {limit} bytes it should have",
+            host=self.name,
+            operation="get",
+            location=location,
+        )
 
     @abstractmethod
     def stat(self, location: str) -> ObjectInfo:

@@ -88,6 +88,9 @@ class RetryingHost(Host):
             position += len(block)
             yield block
 
+    def read(self, location: str, *, limit: int) -> bytes:
+        return self._retrier.call(lambda: self.host.read(location, limit=limit))
+
     def stat(self, location: str) -> ObjectInfo:
         return self._retrier.call(lambda: self.host.stat(location))
 

@@ -23,6 +23,7 @@ from cloudmanager.hosts.s3_place import Place
 from cloudmanager.hosts.s3_signing import sign_with_known_hashes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from obstore.store import S3Credential, S3Store
@@ -170,8 +171,10 @@ class Access:
 
     def _region(self, endpoint: str | None) -> str:
         named = s3_place.region_of(endpoint) if endpoint else None
+        if known := self.options.region or named:
+            return known
         configured: str | None = self._boto_session().region_name
-        return self.options.region or named or configured or _DEFAULT_REGION
+        return configured or _DEFAULT_REGION
 
     def _new_client(self, region: str) -> Any:
         from botocore.config import Config
@@ -247,30 +250,38 @@ class Access:
     # -- obstore ---------------------------------------------------------------------------
 
     def _both(self) -> tuple[S3Store, S3Store] | None:
-        client = self.client
+        self._same_process()
         if self._stores is None and not self._without_obstore:
             with self._lock:
                 if self._stores is None:
-                    self._stores = self._new_stores(client)
+                    self._stores = self._new_stores()
                     self._without_obstore = self._stores is None
         return self._stores
 
-    def _new_stores(self, client: Any) -> tuple[S3Store, S3Store] | None:
+    def _reached(self) -> tuple[str, str]:
+        """Endpoint and region. Only Amazon has to be asked for the region of a bucket, and
+        only there does boto3 choose the endpoint: elsewhere it is not loaded for this."""
+        given = self.options.endpoint_url or self._endpoint
+        if given is not None and not s3_place.is_amazon(given):
+            return s3_place.normal_endpoint(given), self._region(given)
+        meta = self.client.meta
+        return meta.endpoint_url, meta.region_name
+
+    def _new_stores(self) -> tuple[S3Store, S3Store] | None:
         from obstore.store import S3Store
 
         if not obstore_works_here():
             return None
         options = self.options
-        endpoint = client.meta.endpoint_url
+        endpoint, region = self._reached()
         encrypted = endpoint.startswith("https:")
-        bundle = self._boto_session()._session.get_config_variable("ca_bundle")
-        if encrypted and options.verify_tls and (options.ca_bundle or bundle):
+        if encrypted and options.verify_tls and (options.ca_bundle or self._configured_bundle()):
             return None  # it takes no bundle of certificates
         if leaking := sorted(_LEAKING.intersection(os.environ)):
             log.info("host %s works without obstore because of %s", self.name, ", ".join(leaking))
             return None
         config: Any = {
-            "region": client.meta.region_name,
+            "region": region,
             "unsigned_payload": False,
             # obstore lets the environment fill in what is not said here.
             "s3_express": False,
@@ -287,7 +298,7 @@ class Access:
             config["server_side_encryption"] = options.sse
         if options.sse_kms_key_id is not None:
             config["sse_kms_key_id"] = options.sse_kms_key_id
-        if self._virtual(client):
+        if self._virtual(endpoint):
             scheme, _, host = endpoint.partition("://")
             if not host.startswith(f"{self._bucket}."):
                 host = f"{self._bucket}.{host}"
@@ -297,11 +308,7 @@ class Access:
             config["virtual_hosted_style_request"] = False
         # The second name is another setting, which would win over the first.
         config["endpoint"] = config["aws_endpoint_url_s3"] = endpoint
-        credentials = self._boto_session().get_credentials()
-        if credentials is None:
-            from botocore.exceptions import NoCredentialsError
-
-            raise NoCredentialsError
+        provider = self._provider()
         limit = timedelta(seconds=self.time_limit)
         network: Any = {
             "connect_timeout": limit,
@@ -317,18 +324,40 @@ class Access:
                 config=config,
                 client_options=both,
                 retry_config={"max_retries": 0},
-                credential_provider=lambda: _credential(credentials),
+                credential_provider=provider,
             )
 
         # `timeout` ends a whole request, `read_timeout` a silence; while a body is sent
         # there is silence, so each direction needs its own.
         return make(timeout=_FAR, read_timeout=limit), make(timeout=limit)
 
-    def _virtual(self, client: Any) -> bool:
+    def _configured_bundle(self) -> str | None:
+        bundle: str | None = self._boto_session()._session.get_config_variable("ca_bundle")
+        return bundle
+
+    def _provider(self) -> Callable[[], S3Credential]:
+        """What hands obstore the credentials: those of the options, or what boto3 finds."""
+        options = self.options
+        if options.access_key_id is not None and options.secret_access_key is not None:
+            given: S3Credential = {
+                "access_key_id": options.access_key_id,
+                "secret_access_key": options.secret_access_key,
+                "token": options.session_token,
+                "expires_at": None,
+            }
+            return lambda: given
+        credentials = self._boto_session().get_credentials()
+        if credentials is None:
+            from botocore.exceptions import NoCredentialsError
+
+            raise NoCredentialsError
+        return lambda: _credential(credentials)
+
+    def _virtual(self, endpoint: str) -> bool:
         style = self._style()
         if style == "auto":
             # A dot in the bucket's name does not fit Amazon's certificate.
-            return s3_place.is_amazon(client.meta.endpoint_url) and "." not in self._bucket
+            return s3_place.is_amazon(endpoint) and "." not in self._bucket
         return style == "virtual"
 
 

@@ -7,6 +7,7 @@ buckets of one name at two providers are never mixed up.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -24,6 +25,7 @@ _AMAZON_STYLE = re.compile(
 )
 _REGION = re.compile(r"s3(?:-fips)?(?:\.dualstack)?[.-]([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com\Z")
 _SAFE = "/!$&'()*+,;=:@~"
+_UNQUOTED = re.compile(r"[A-Za-z0-9_./-]+\Z")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}\Z")
 
 
@@ -133,6 +135,9 @@ class Place:
 
     def key(self, location: str) -> str | None:
         """The key below the prefix that a location names, or None when it lies elsewhere."""
+        root = _root(self)
+        if location.startswith(root) and _UNQUOTED.match(location, len(root)):
+            return location[len(root) :]  # as we write nearly all of them ourselves
         try:
             endpoint, bucket, path = parse_url(location)
         except ValueError:
@@ -144,3 +149,9 @@ class Place:
         if not path.startswith(self.prefix) or len(path) == len(self.prefix):
             return None
         return path[len(self.prefix) :]
+
+
+@functools.lru_cache(maxsize=64)
+def _root(place: Place) -> str:
+    """What the canonical location of every object below the place starts with."""
+    return place.location("")

@@ -11,9 +11,9 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from cloudmanager.cache import Cache, Reservation
 from cloudmanager.catalog import Catalog
@@ -50,8 +50,7 @@ _TEMPORARY = ".cloudmanager-"
 Dest = str | os.PathLike[str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A file that is asked for: the hash as it was given, where to, and what is known of it."""
 
     given: str
@@ -197,14 +196,19 @@ class Downloader:
         ]
 
     def many(
-        self, wanted: Sequence[Wanted], progress: Progress = SILENT, *, fill_cache: bool = True
+        self,
+        wanted: Sequence[Wanted],
+        progress: Progress = SILENT,
+        *,
+        fill_cache: bool = True,
+        exact: bool = False,
     ) -> list[tuple[str, Path | Exception]]:
         """Small files together, others one after the other; (hash, path or what went wrong)
-        for each."""
+        for each. With `exact` no `dest` is a folder."""
         results: list[tuple[str, Path | Exception]] = []
         together = self._many_to_cache(wanted, progress)
         if not fill_cache:
-            results, wanted = self._many_to_files(wanted, progress)
+            results, wanted = self._many_to_files(wanted, progress, exact)
         for item in wanted:
             if item.dest is None and item.file is not None and item.file.hash in together:
                 results.append((item.given, together[item.file.hash]))
@@ -263,7 +267,7 @@ class Downloader:
         return found
 
     def _many_to_files(
-        self, wanted: Sequence[Wanted], progress: Progress
+        self, wanted: Sequence[Wanted], progress: Progress, exact: bool
     ) -> tuple[list[tuple[str, Path | Exception]], list[Wanted]]:
         """Bring the small files that are not cached to their `dest`, past the cache; what
         became of them, and what is left to do.
@@ -297,7 +301,7 @@ class Downloader:
                         results.append((item.given, data))
                         continue
                     try:
-                        target = target_for(file, dest)
+                        target = Path(dest) if exact else target_for(file, dest)
                         write(target, data)
                     except (OSError, ValueError) as exc:
                         results.append((item.given, exc))

@@ -63,11 +63,15 @@ class Fetcher:
                 continue
             host = self._ring.owner(upload)
             if host is not None:
-                spoiled = upload.status == "failed"
-                order = (spoiled, self._ring.resting(host), upload.external, self._ring.rank(host))
-                found.append((order, host, upload))
-        found.sort(key=lambda entry: entry[0])
-        return [(host, upload) for _, host, upload in found]
+                found.append((host, upload))
+        if len(found) > 1:
+            found.sort(key=self._order)
+        return found
+
+    def _order(self, copy: tuple[Host, UploadRecord]) -> tuple[bool, bool, bool, int]:
+        host, upload = copy
+        spoiled = upload.status == "failed"
+        return spoiled, self._ring.resting(host), upload.external, self._ring.rank(host)
 
     def _in_turn(self, uploads: Sequence[UploadRecord]) -> Iterator[tuple[Host, UploadRecord]]:
         """The copies, best first; of a host whose cool-down is just over only one call tries
@@ -118,7 +122,10 @@ class Fetcher:
         """
 
         def read(host: Host, location: str) -> bytes:
-            data = b"".join(self._blocks(host, location, size, on_bytes))
+            data = host.read(location, limit=size)
+            on_bytes(len(data))
+            if len(data) != size:
+                raise _too_short(host, location, len(data), size)
             if sha256_of_bytes(data) != sha256:
                 raise _wrong(host, location)
             return data

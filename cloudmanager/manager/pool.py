@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import BinaryIO, Literal, Self
 
@@ -27,7 +28,7 @@ from cloudmanager.errors import (
     Unsupported,
 )
 from cloudmanager.hosts import Host
-from cloudmanager.manager.downloading import Downloader, in_batches, target_for
+from cloudmanager.manager.downloading import Downloader, Wanted, in_batches, target_for
 from cloudmanager.manager.fetching import Fetcher
 from cloudmanager.manager.meter import Meter
 from cloudmanager.manager.placing import Placer
@@ -274,31 +275,33 @@ class CloudManager:
         wanted: Iterable[tuple[str, str | os.PathLike[str] | None]],
         *,
         fill_cache: bool = True,
+        exact: bool = False,
         progress: Progress = SILENT,
     ) -> Iterator[tuple[str, Path | Exception]]:
         """`fetch` for many (hash, dest) pairs, several at once.
 
         Yields (hash, path or what went wrong) as they are done. With `fill_cache` False, files
         that are not cached go straight to their `dest`: a bulk restore then leaves the cache
-        as it is.
+        as it is. A `dest` that is a folder receives the file under its original name; `exact`
+        says that none is, which saves looking.
         """
+        def bring(batch: Sequence[Wanted]) -> list[tuple[str, Path | Exception]]:
+            return self._downloader.many(batch, progress, fill_cache=fill_cache, exact=exact)
+
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="download")
-        running: set[Future[list[tuple[str, Path | Exception]]]] = set()
+        running = 0
+        done: SimpleQueue[Future[list[tuple[str, Path | Exception]]]] = SimpleQueue()
         pairs = iter(wanted)
         try:
             while page := self._downloader.look_up(list(islice(pairs, _PAGE))):
                 for batch in in_batches(page, self._jobs):
-                    running.add(
-                        pool.submit(self._downloader.many, batch, progress, fill_cache=fill_cache)
-                    )
-                if len(running) >= 2 * self._jobs:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield from future.result()
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield from future.result()
+                    pool.submit(bring, batch).add_done_callback(done.put)
+                    running += 1
+                while running >= 2 * self._jobs:
+                    yield from done.get().result()
+                    running -= 1
+            for _ in range(running):
+                yield from done.get().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
