@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Delete,
-    Dialect,
     and_,
     bindparam,
     delete,
@@ -42,6 +40,7 @@ from cloudmanager.catalog.records import (
 )
 from cloudmanager.catalog.schema import prepare
 from cloudmanager.catalog.tables import WAITING, files, transfer_meter, uploads
+from cloudmanager.catalog.upserts import upserts_for
 from cloudmanager.model import FileRecord, UploadRecord
 
 __all__ = ["Catalog", "HostCount"]
@@ -82,7 +81,7 @@ class Catalog:
         """The path, or the URL without password."""
         self._holds = holds_for(database)
         self._lookup = None if database.path is None else Lookup(database)
-        self._upserts = _Upserts(database.engine.dialect)
+        self._upserts = upserts_for(database.engine.dialect)
         if self._lookup is not None:
             # The hot read loses a microsecond in every call that only passes it on.
             self.exists = self._lookup.exists  # type: ignore[method-assign]
@@ -277,30 +276,27 @@ class Catalog:
         # The same order in every process, so that two batches never wait for each other.
         copies = sorted(uploads, key=_key)
         upload_rows = [upload_to_row(copy) for copy in copies]
-        settled = [
-            {"key_hash": sha256, "key_host": host}
-            for sha256, host in sorted(
-                {
-                    (copy.hash, copy.host)
-                    for copy in copies
-                    if not copy.external and copy.status in ("stored", "failed")
-                }
-            )
-        ]
+        settled = sorted(
+            {
+                (copy.hash, copy.host)
+                for copy in copies
+                if not copy.external and copy.status in ("stored", "failed")
+            }
+        )
         metered = bool(incoming or outgoing)
         if not (file_rows or upload_rows or metered):
             return
 
         def work(connection: Connection) -> None:
             if file_rows:
-                connection.execute(self._upserts.file, file_rows)
+                self._upserts.files(connection, file_rows)
             if settled:
-                connection.execute(_SETTLE, settled)
+                self._upserts.settle(connection, settled)
             if upload_rows:
-                connection.execute(self._upserts.upload, upload_rows)
+                self._upserts.uploads(connection, upload_rows)
             if metered:
                 # Last: every batch wants this row, and holds it until it commits.
-                connection.execute(self._upserts.meter, _meter_row(incoming, outgoing, None))
+                self._upserts.meter(connection, _meter_row(incoming, outgoing, None))
 
         self._database.write(work, idempotent=not metered)
 
@@ -383,7 +379,7 @@ class Catalog:
         if incoming or outgoing:
             row = _meter_row(incoming, outgoing, now)
             self._database.write(
-                lambda connection: connection.execute(self._upserts.meter, row), idempotent=False
+                lambda connection: self._upserts.meter(connection, row), idempotent=False
             )
 
     def meter_total(self) -> tuple[int, int]:
@@ -455,45 +451,11 @@ class Catalog:
         return f"<Catalog {self.safe_url}>"
 
 
-class _Upserts:
-    """INSERT … ON CONFLICT in the dialect of the database."""
-
-    def __init__(self, dialect: Dialect) -> None:
-        # The two constructs have the same methods but no common type. Only the one that is
-        # needed is loaded: a command that lasts a moment would feel the other.
-        insert: Any = importlib.import_module(f"sqlalchemy.dialects.{dialect.name}").insert
-        self.file = insert(files).on_conflict_do_nothing(index_elements=["hash"])
-        key = ["hash", "host", "location"]
-        new = insert(uploads)
-        self.upload = new.on_conflict_do_update(
-            index_elements=key,
-            set_={
-                column.name: new.excluded[column.name]
-                for column in uploads.c
-                if column.name not in key
-            },
-        )
-        added = insert(transfer_meter)
-        self.meter = added.on_conflict_do_update(
-            index_elements=["month"],
-            set_={
-                "incoming": transfer_meter.c.incoming + added.excluded.incoming,
-                "outgoing": transfer_meter.c.outgoing + added.excluded.outgoing,
-            },
-        )
-
-
 _FILES_OF = select(*FILE_COLUMNS).where(files.c.hash.in_(bindparam("hashes", expanding=True)))
 _UPLOADS_OF = (
     select(*UPLOAD_COLUMNS)
     .where(uploads.c.hash.in_(bindparam("hashes", expanding=True)))
     .order_by(uploads.c.hash, uploads.c.host, uploads.c.location)
-)
-_SETTLE: Delete = delete(uploads).where(
-    uploads.c.hash == bindparam("key_hash"),
-    uploads.c.host == bindparam("key_host"),
-    uploads.c.location == "",
-    uploads.c.status == "queued",
 )
 _FORGET: Delete = delete(uploads).where(
     uploads.c.hash == bindparam("key_hash"),

@@ -6,8 +6,8 @@ import dataclasses
 import errno
 import io
 import os
-import stat
 import re
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
