@@ -21,7 +21,15 @@ from typing import BinaryIO
 from cloudmanager.errors import NotARegularFile, SourceChanged
 from cloudmanager.hashing import BLOCK
 
-__all__ = ["BytesSource", "FileSource", "HashedReader", "Source", "StreamSource", "open_regular"]
+__all__ = [
+    "BytesSource",
+    "FileSource",
+    "HashedReader",
+    "Source",
+    "StreamSource",
+    "open_descriptor",
+    "open_regular",
+]
 
 
 def open_regular(path: str | os.PathLike[str] | bytes) -> BinaryIO:
@@ -34,6 +42,11 @@ def open_regular(path: str | os.PathLike[str] | bytes) -> BinaryIO:
     NotARegularFile
         For a directory, device, socket or pipe.
     """
+    return os.fdopen(open_descriptor(path)[0], "rb", buffering=0)
+
+
+def open_descriptor(path: str | os.PathLike[str] | bytes) -> tuple[int, os.stat_result]:
+    """As `open_regular`, but only the descriptor, and what it is like."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(path, flags)
@@ -41,12 +54,12 @@ def open_regular(path: str | os.PathLike[str] | bytes) -> BinaryIO:
         if exc.errno == errno.ENXIO:  # a socket
             raise NotARegularFile(f"{os.fsdecode(path)!r} is not a regular file") from exc
         raise
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)
-        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise NotARegularFile(f"{os.fsdecode(path)!r} is {kind}")
-    return os.fdopen(fd, "rb", buffering=0)
+    return fd, found
 
 
 class Source(ABC):

@@ -113,8 +113,8 @@ def _fill(
         results.update(errors)
         good = [(reservation, sha256) for sha256, reservation in pairs if sha256 not in errors]
         if good:
-            paths = cache.commit_many(good)
-            results.update(zip((sha256 for _, sha256 in good), paths, strict=True))
+            cache.commit_many(good)
+            results.update((sha256, cache.place(sha256)) for _, sha256 in good)
     finally:
         for _, reservation in pairs:
             if reservation.active:

@@ -72,7 +72,8 @@ _LOOK_UP: Final = f"SELECT {_COLUMNS} FROM entries WHERE hash = ?"
 _OLDEST: Final = (
     f"SELECT {_COLUMNS} FROM entries INDEXED BY evictable WHERE keep = 0 ORDER BY stamp LIMIT 1"
 )
-_INSERT: Final = f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT: Final = f"INSERT INTO entries ({_COLUMNS})"
+_MARKS: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _STATE: Final = "capacity, stored, owed, reserved, entries, serial, slots, boot, boots, shift"
 _AT_ONCE: Final = 500
 """Hashes in one statement."""
@@ -120,8 +121,9 @@ class Transaction:
     """
 
     def __init__(self, connection: sqlite3.Connection, recency: Recency) -> None:
-        self._run = connection.execute
+        self._execute = connection.execute
         self._many = connection.executemany
+        self._added: list[Entry] = []
         self._recency = recency
         self._before: tuple[Any, ...] | None = self._run(f"SELECT {_STATE} FROM state").fetchone()
         if self._before is None:
@@ -131,6 +133,7 @@ class Transaction:
         times: tuple[int, int, str, int, int] = self._before[5:]
         (self.serial, self.slots, self.boot, self.boots, self.shift) = times
         self._freed: list[int] = []
+        self._free = True  # whether there may be free slots in the table
         self.batch = 1  # how many slots to take from the free ones at a time
         self.done: list[Callable[[], None]] = []
         self.ended: list[Callable[[], None]] = []
@@ -145,6 +148,16 @@ class Transaction:
     def look_up(self, digest: bytes) -> Entry | None:
         row = self._run(_LOOK_UP, (digest,)).fetchone()
         return None if row is None else Entry(*row)
+
+    def look_up_many(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+        """The entries of those of the digests that have one."""
+        found: dict[bytes, Entry] = {}
+        for start in range(0, len(digests), _AT_ONCE):
+            some = digests[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            for row in self._run(f"SELECT {_COLUMNS} FROM entries WHERE hash IN ({marks})", some):
+                found[row[0]] = Entry(*row)
+        return found
 
     def oldest(self) -> Entry | None:
         """The evictable entry with the lowest stamp."""
@@ -173,7 +186,7 @@ class Transaction:
 
     def reinstate(self, entry: Entry) -> None:
         """Put an entry into the index as it is."""
-        self._run(_INSERT, entry)
+        self._added.append(entry)
         self._count(entry, 1)
 
     def drop(self, entry: Entry) -> None:
@@ -239,6 +252,24 @@ class Transaction:
         filed = self._run("SELECT max(stamp) FROM entries").fetchone()[0]
         return max(filed or 0, self._recency.latest(self.slots))
 
+    def _run(self, statement: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Execute a statement, which sees what was added before it."""
+        if self._added:
+            self._insert()
+        return self._execute(statement, parameters)
+
+    def _insert(self) -> None:
+        """Insert what was added, many rows with one statement.
+
+        Python gives up its global lock around every one, and where other threads wait for it,
+        getting it back takes longer than the row itself.
+        """
+        added, self._added = self._added, []
+        for start in range(0, len(added), _AT_ONCE):
+            some = added[start : start + _AT_ONCE]
+            marks = ",".join([_MARKS] * len(some))
+            self._execute(f"{_INSERT} VALUES {marks}", [value for row in some for value in row])
+
     def _count(self, entry: Entry, sign: int) -> None:
         self.entries += sign
         self.stored += sign * entry.size
@@ -246,8 +277,10 @@ class Transaction:
             self.owed += sign * entry.size
 
     def _take_slot(self) -> int:
-        if not self._freed:
-            rows = self._run("SELECT slot FROM free_slots LIMIT ?", (self.batch,)).fetchall()
+        if not self._freed and self._free:
+            query = "SELECT slot FROM free_slots LIMIT ?"
+            rows = self._execute(query, (self.batch,)).fetchall()
+            self._free = len(rows) == self.batch
             if rows:
                 self._many("DELETE FROM free_slots WHERE slot = ?", rows)
                 self._freed = [slot for (slot,) in rows]
@@ -279,6 +312,8 @@ class Transaction:
 
     def save(self) -> None:
         """Write slots and sums. Called once, just before the commit."""
+        if self._added:
+            self._insert()
         if self._freed:
             self._many("INSERT INTO free_slots VALUES (?)", [(slot,) for slot in self._freed])
         after = (

@@ -34,23 +34,28 @@ class Ledger(Protocol):
 
 
 class Reservation:
-    """`size` bytes of the cache, and `path`, where a file of at most that size may be written.
+    """`size` bytes of the cache, and `name`, the path where a file of at most that size may be
+    written; `path` is the same as a `Path`.
 
     The file is in the cache directory, on its file system. Who writes it without `open` has
     to keep to `size` himself. Leaving the with-block without `commit` aborts.
     """
 
-    __slots__ = ("_ledger", "active", "path", "size")
+    __slots__ = ("_ledger", "active", "name", "size")
 
-    def __init__(self, ledger: Ledger, path: Path, size: int) -> None:
+    def __init__(self, ledger: Ledger, name: str, size: int) -> None:
         self._ledger = ledger
-        self.path = path
+        self.name = name
         self.size = size
         self.active = True
 
+    @property
+    def path(self) -> Path:
+        return Path(self.name)
+
     def open(self) -> ReservedFile:
         """Create the file, or open it again, for writing at most `size` bytes."""
-        return ReservedFile(str(self.path), lambda: self.size, self._ledger.where)
+        return ReservedFile(self.name, lambda: self.size, self._ledger.where)
 
     def commit(self, sha256: str, *, owed: bool = False) -> Path:
         """Make the file available under its hash, which the caller has verified; its path.
@@ -92,11 +97,11 @@ class Reservation:
             When it is no regular file.
         """
         try:
-            found = os.stat(self.path, follow_symlinks=False)
+            found = os.stat(self.name, follow_symlinks=False)
         except FileNotFoundError:
             return None
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"not a regular file: {self.path}")
+            raise ValueError(f"not a regular file: {self.name}")
         return found
 
     def __enter__(self) -> Reservation:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import stat
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -142,6 +143,10 @@ class Cache:
         self._space.index.recency.mark(found_now[5] // 2, found_now[6], self._space.now())
         return found_now[1]
 
+    def place(self, sha256: str) -> Path:
+        """Where a file with that hash lies when it is cached. Looks at nothing."""
+        return Path(self._layout.object(validate_hash(sha256)))
+
     def contains(self, sha256: str) -> bool:
         """Whether that hash is cached. Does not count as a use."""
         return self._find(sha256) is not None
@@ -211,7 +216,7 @@ class Cache:
             transaction.reserve(self._space.owner(), total)
             self._space.make_room(transaction, doing)
             stem = f"{self._layout.temporary}/{self._space.owner()}"
-        return [Reservation(self, Path(f"{stem}.{next(self._count)}"), size) for size in sizes]
+        return [Reservation(self, f"{stem}.{next(self._count)}", size) for size in sizes]
 
     def resize(self, reservation: Reservation, size: int) -> None:
         """See `Reservation.resize`."""
@@ -237,23 +242,27 @@ class Cache:
                 Border(self._layout.directory, "deleting a file in flight"),
                 contextlib.suppress(FileNotFoundError),  # nothing was written
             ):
-                os.unlink(reservation.path)
+                os.unlink(reservation.name)
             with self._space.write("freeing a reservation") as transaction:
                 transaction.reserve(self._space.owner(), -reservation.size)
         except CacheError as error:
             # Whatever made the caller give up is worth more to him than this.
             _log.warning("%s; its space is freed later", error)
-            if not reservation.path.exists():
+            if not os.path.lexists(reservation.name):
                 self._space.free_later(reservation.size)
 
     def commit(self, reservation: Reservation, sha256: str, *, owed: bool = False) -> Path:
         """See `Reservation.commit`."""
-        return self.commit_many([(reservation, sha256)], owed=owed)[0]
+        ((entry, found),) = self._commit([(reservation, sha256)], owed=owed)
+        return self._remember(entry.sha256, entry, found)[1]
 
-    def commit_many(
-        self, items: Sequence[tuple[Reservation, str]], *, owed: bool = False
-    ) -> list[Path]:
+    def commit_many(self, items: Sequence[tuple[Reservation, str]], *, owed: bool = False) -> None:
         """Commit several reservations in one transaction; see `Reservation.commit`."""
+        self._commit(items, owed=owed)
+
+    def _commit(
+        self, items: Sequence[tuple[Reservation, str]], *, owed: bool
+    ) -> list[tuple[Entry, os.stat_result]]:
         written: list[tuple[Reservation, str, os.stat_result]] = []
         with Border(self._layout.directory, "finishing files"):
             for reservation, sha256 in items:
@@ -261,69 +270,76 @@ class Cache:
                 found = self._finish(reservation, owed=owed)
                 written.append((reservation, validate_hash(sha256), found))
             if owed:
-                flush_all([str(reservation.path) for reservation, _ in items])
+                flush_all([reservation.name for reservation, _ in items])
         flush: set[str] = set()
-        known: list[tuple[str, Entry, os.stat_result]] = []
+        placed: list[tuple[Entry, os.stat_result]] = []
         with self._space.write(f"adding {len(items)} files", durable=owed) as transaction:
             transaction.batch = len(items)
-            self._space.journal([bytes.fromhex(sha256) for _, sha256, _ in written])
-            for reservation, sha256, found in written:
-                known.append(self._place(transaction, reservation, sha256, found, owed, flush))
+            digests = [bytes.fromhex(sha256) for _, sha256, _ in written]
+            self._space.journal(digests)
+            known = transaction.look_up_many(digests)
+            for digest, (reservation, _, found) in zip(digests, written, strict=True):
+                entry, there = self._place(
+                    transaction, reservation, digest, known.get(digest), found, owed, flush
+                )
+                known[digest] = entry
+                placed.append((entry, there))
             transaction.reserve(self._space.owner(), -sum(r.size for r, _ in items))
             if owed:
                 flush_all(flush)
             transaction.done.append(lambda: _deactivate(r for r, _ in items))
-        return [self._remember(*each)[1] for each in known]
+        return placed
 
     def _finish(self, reservation: Reservation, *, owed: bool) -> os.stat_result:
         found = reservation.written()
         if found is None:
-            raise ValueError(f"nothing was written to {reservation.path}")
+            raise ValueError(f"nothing was written to {reservation.name}")
         if found.st_size > reservation.size:
             raise ValueError(
                 f"{found.st_size} bytes were written into a reservation of {reservation.size}"
             )
-        os.chmod(reservation.path, MODE_OWED if owed else MODE_DONE)
+        mode = MODE_OWED if owed else MODE_DONE
+        if stat.S_IMODE(found.st_mode) != mode:
+            os.chmod(reservation.name, mode)
         return found
 
     def _place(
         self,
         transaction: Transaction,
         reservation: Reservation,
-        sha256: str,
+        digest: bytes,
+        old: Entry | None,
         found: os.stat_result,
         owed: bool,
         flush: set[str],
-    ) -> tuple[str, Entry, os.stat_result]:
+    ) -> tuple[Entry, os.stat_result]:
         """Move one finished file to its name, unless a good one is there."""
-        digest = bytes.fromhex(sha256)
-        name = self._layout.object(sha256)
-        old = transaction.look_up(digest)
+        name = self._layout.object(digest.hex())
         there = None if old is None else stat_of(name)
         stamp = self._space.now()
         if old is not None and there is not None and self._space.trusts(old, there):
-            os.unlink(reservation.path)
+            os.unlink(reservation.name)
             if owed:
                 self._owe(transaction, old, name)
                 flush.update((os.path.dirname(name), self._layout.objects))
             self._space.index.recency.mark(old.slot, old.serial, stamp)
-            return sha256, old, there
+            return old, there
         if old is not None:
             transaction.drop(old)
             if old.keep == OWED and not owed:
                 owed = True
-                os.chmod(reservation.path, MODE_OWED)
-                flush_all([str(reservation.path)])
+                os.chmod(reservation.name, MODE_OWED)
+                flush_all([reservation.name])
         directory = os.path.dirname(name)
         try:
-            os.rename(reservation.path, name)
+            os.rename(reservation.name, name)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):  # then it is the file in flight that is gone
                 os.mkdir(directory, 0o700)
-            os.rename(reservation.path, name)
+            os.rename(reservation.name, name)
         flush.update((directory, self._layout.objects))
         keep = OWED if owed else EVICTABLE
-        return sha256, transaction.add(digest, found, stamp, keep=keep, flushed=owed), found
+        return transaction.add(digest, found, stamp, keep=keep, flushed=owed), found
 
     def fetch(self, sha256: str, size: int, fill: Callable[[Reservation], None]) -> Path:
         """The file with that hash; when it is missing, `fill` brings it, once.
@@ -556,7 +572,7 @@ class Cache:
 
     def _check_active(self, reservation: Reservation) -> None:
         if not reservation.active:
-            raise ValueError(f"the reservation was committed or aborted: {reservation.path}")
+            raise ValueError(f"the reservation was committed or aborted: {reservation.name}")
 
     # The end
 

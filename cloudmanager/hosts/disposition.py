@@ -6,6 +6,7 @@ for whatever ASCII cannot say, and back again.
 
 from __future__ import annotations
 
+import functools
 import mimetypes
 import re
 import unicodedata
@@ -20,7 +21,10 @@ to 765 bytes); percent-encoded, this still fits the 8 KiB that servers allow for
 _ATTR_CHAR = "!#$&+-.^_`|~"  # RFC 8187 section 3.2.1, besides letters and digits
 _UNSAFE = re.compile(r'[^\x20-\x7e]|["\\/%]')
 
+_SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,255}\Z")
+
 _EXTENDED = re.compile(r";\s*filename\*\s*=\s*([\w-]+)'[^']*'([^;\s]*)", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.[^./]+\Z")
 _QUOTED = re.compile(r';\s*filename\s*=\s*"((?:[^"\\]|\\.)*)"', re.IGNORECASE | re.DOTALL)
 _TOKEN = re.compile(r';\s*filename\s*=\s*([^\s";]+)', re.IGNORECASE)
 
@@ -44,6 +48,8 @@ def content_disposition(filename: str) -> str:
     them back; a browser ignores such a ``filename*`` and takes the readable form, which is
     better than a replacement character in every tool. A name of more than 1,024 bytes is cut.
     """
+    if _SIMPLE.match(filename):
+        return f'attachment; filename="{filename}"'
     raw = _encode(filename)
     if len(raw) > _LONGEST:
         raw = _cut(raw)
@@ -86,10 +92,13 @@ def content_type(filename: str) -> str:
     is stored without a Content-Encoding; the unknown is ``application/octet-stream``.
     """
     # Not guess_type: it takes a name such as "data:,x" or "http:a.txt" for a URL.
-    suffix = re.search(r"\.[^./]+\Z", filename.lower())
-    if suffix is None:
-        return "application/octet-stream"
-    extension = _TYPES.suffix_map.get(suffix.group(), suffix.group())
+    suffix = _SUFFIX.search(filename)
+    return "application/octet-stream" if suffix is None else _type_of(suffix.group().lower())
+
+
+@functools.lru_cache(maxsize=256)
+def _type_of(suffix: str) -> str:
+    extension = _TYPES.suffix_map.get(suffix, suffix)
     for ending, encoding in _TYPES.encodings_map.items():
         if extension.endswith(ending.lower()):
             return _COMPRESSED.get(encoding, "application/octet-stream")

@@ -96,13 +96,17 @@ class S3Host(Host):
     ) -> ObjectInfo:
         location = self.location(key)
         whole = self._whole_key(key, "put", location)
-        with self._mapped("put", location):
+        try:  # no with-block on the way of thousands of small files in a second
             if source.size <= SMALL and _PLAIN.match(whole):
                 store = self._access.writer
                 if store is not None:
                     return self._put_small(
                         store, whole, key, location, source, sha256, filename, on_bytes
                     )
+        except Exception:
+            with self._mapped("put", location):
+                raise
+        with self._mapped("put", location):
             if source.size <= ONE_REQUEST:
                 return self._put_whole(whole, key, location, source, sha256, filename, on_bytes)
             return self._put_parts(whole, key, location, source, sha256, filename, on_bytes)
@@ -134,10 +138,13 @@ class S3Host(Host):
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         proofs = (Checksum("md5", md5), Checksum("sha256", sha256))
         try:
-            with self._mapped("put", location):
-                answer = obstore.put(store, whole, data, attributes=attributes, use_multipart=False)
-        except HostError as exc:
-            info = self._settled(exc, location, len(data), lambda: proofs)
+            answer = obstore.put(store, whole, data, attributes=attributes, use_multipart=False)
+        except Exception:  # noqa: BLE001 - mapped, or raised again
+            try:
+                with self._mapped("put", location):
+                    raise
+            except HostError as exc:
+                info = self._settled(exc, location, len(data), lambda: proofs)
         else:
             etag = answer.get("e_tag")
             info = self._stored(location, key, len(data), etag, proofs, filename)

@@ -128,6 +128,11 @@ class Place:
 
     def location(self, key: str) -> str:
         """The canonical location of `key` below the prefix."""
+        if _UNQUOTED.match(key):
+            return _root(self) + key
+        return self._quoted(key)
+
+    def _quoted(self, key: str) -> str:
         root = "s3://" if self.endpoint is None else f"s3+{self.endpoint}/"
         # Surrogate escapes are kept so that a message can name such a key; S3 refuses it.
         path = quote(self.prefix + key, safe=_SAFE, errors="surrogateescape")
@@ -154,4 +159,4 @@ class Place:
 @functools.lru_cache(maxsize=64)
 def _root(place: Place) -> str:
     """What the canonical location of every object below the place starts with."""
-    return place.location("")
+    return place._quoted("")

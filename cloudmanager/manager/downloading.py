@@ -429,9 +429,7 @@ class Downloader:
             progress.finished(1)
         return dest
 
-    def _repair(
-        self, file: FileRecord, spoiled: Sequence[Spoiled], source: Source | None
-    ) -> None:
+    def _repair(self, file: FileRecord, spoiled: Sequence[Spoiled], source: Source | None) -> None:
         """Replace the spoiled copies by the good one; what fails now waits for `sync`."""
         for entry in spoiled:
             host, record = entry.host, entry.record

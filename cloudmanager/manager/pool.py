@@ -285,6 +285,7 @@ class CloudManager:
         as it is. A `dest` that is a folder receives the file under its original name; `exact`
         says that none is, which saves looking.
         """
+
         def bring(batch: Sequence[Wanted]) -> list[tuple[str, Path | Exception]]:
             return self._downloader.many(batch, progress, fill_cache=fill_cache, exact=exact)
 

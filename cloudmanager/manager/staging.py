@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from cloudmanager.cache import Cache, Reservation
 from cloudmanager.errors import CacheError, SourceChanged
-from cloudmanager.hashing import BLOCK
+from cloudmanager.hashing import BLOCK, sha256_of_bytes
 from cloudmanager.manager.copying import copy_and_hash
-from cloudmanager.source import BytesSource, FileSource, Source, open_regular
+from cloudmanager.source import BytesSource, FileSource, Source, open_descriptor, open_regular
 
 __all__ = ["SMALL", "Staged", "Stager"]
 
@@ -111,7 +111,7 @@ class Stager:
                 staged.append(entry)
                 continue
             path, data = entry
-            item = Staged(path, _name_of(path), hashlib.sha256(data).hexdigest(), BytesSource(data))
+            item = Staged(path, _name_of(path), sha256_of_bytes(data), BytesSource(data))
             reservation = next(reservations)
             if reservation is not None:
                 item.reservation = self._write_small(reservation, data)
@@ -224,7 +224,7 @@ class Stager:
     def _write_small(self, reservation: Reservation, data: bytes) -> Reservation | None:
         try:
             fd = os.open(
-                reservation.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+                reservation.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o444
             )
             try:
                 view = memoryview(data)
@@ -234,7 +234,7 @@ class Stager:
                 os.close(fd)
         except OSError as exc:
             reservation.abort()
-            log.warning("not cached: writing %s: %s", reservation.path, exc.strerror)
+            log.warning("not cached: writing %s: %s", reservation.name, exc.strerror)
             return None
         return reservation
 
@@ -305,14 +305,18 @@ def _spool(begun: Path | None = None, size: int = 0) -> tuple[BinaryIO, Path]:
 
 
 def _read_whole(path: str) -> bytes:
-    with open_regular(path) as file:
-        before = os.fstat(file.fileno())
+    fd, before = open_descriptor(path)
+    try:
         if before.st_size > SMALL:  # it was not when it was put into a batch of small ones
             raise SourceChanged(f"{path!r} grew before it was read; upload it again")
-        data = file.read(before.st_size + 1)
+        data = os.read(fd, before.st_size + 1)
+        while 0 < len(data) < before.st_size and (more := os.read(fd, before.st_size - len(data))):
+            data += more  # a network file system may give less than it has
         if len(data) != before.st_size:
             raise SourceChanged(f"{path!r} changed while it was read; upload it again")
-        _require_unchanged(path, before, os.fstat(file.fileno()))
+        _require_unchanged(path, before, os.fstat(fd))
+    finally:
+        os.close(fd)
     return data
 
 

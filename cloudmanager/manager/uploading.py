@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import BinaryIO
 
 from cloudmanager.cache import Cache
@@ -22,7 +23,8 @@ from cloudmanager.progress import SILENT, Cancelled, Progress, Ticket
 __all__ = ["Uploader"]
 
 log = logging.getLogger(__name__)
-_BATCH_FILES = 32
+_FIRST_BATCH = 4
+_BATCH_FILES = 64
 _BATCH_BYTES = 4 * 1024 * 1024
 
 
@@ -71,14 +73,15 @@ class Uploader:
     def many(self, paths: Iterable[str], progress: Progress = SILENT) -> Iterator[UploadResult]:
         """Upload files; one result per path, in the order in which they are done."""
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="upload")
-        running: set[Future[list[UploadResult]]] = set()
+        running = 0
+        done: SimpleQueue[Future[list[UploadResult]]] = SimpleQueue()
         failed: list[UploadResult] = []
         batches = self._batches(paths, failed, progress)
         exhausted = False
         broken: Exception | None = None
         try:
             while running or not exhausted:
-                while not exhausted and len(running) < 2 * self._jobs:
+                while not exhausted and running < 2 * self._jobs:
                     try:
                         batch = next(batches, None)
                     except Exception as exc:  # noqa: BLE001 - raised when all under way is told
@@ -87,18 +90,17 @@ class Uploader:
                         exhausted = True
                         break
                     if batch:
-                        running.add(pool.submit(self._batch, batch, progress))
+                        pool.submit(self._batch, batch, progress).add_done_callback(done.put)
+                        running += 1
                     if failed:
                         break
                 yield from failed
                 failed.clear()
-                if running:
-                    full = exhausted or len(running) >= 2 * self._jobs
-                    done, running = wait(
-                        running, timeout=None if full else 0, return_when=FIRST_COMPLETED
-                    )
-                    for future in done:
-                        yield from future.result()
+                full = exhausted or running >= 2 * self._jobs
+                while running and (full or not done.empty()):
+                    yield from done.get().result()
+                    running -= 1
+                    full = False
             if broken is not None:
                 raise broken
         finally:
@@ -111,6 +113,8 @@ class Uploader:
     ) -> Iterator[list[tuple[str, int]]]:
         batch: list[tuple[str, int]] = []
         total = 0
+        # Small batches first: of a few dozen files each worker gets some.
+        most, left = _FIRST_BATCH, self._jobs
         try:
             for path in paths:
                 try:
@@ -128,9 +132,12 @@ class Uploader:
                     continue
                 batch.append((path, size))
                 total += size
-                if len(batch) >= _BATCH_FILES or total >= _BATCH_BYTES:
+                if len(batch) >= most or total >= _BATCH_BYTES:
                     yield batch
                     batch, total = [], 0
+                    left -= 1
+                    if left == 0 and most < _BATCH_FILES:
+                        most, left = 2 * most, self._jobs
         except Exception:
             # What was found before the list of paths broke off is uploaded all the same.
             if batch:
