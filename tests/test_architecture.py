@@ -126,10 +126,10 @@ def _loaded_by(program: str) -> set[str]:
         "import cloudmanager",
         "import cloudmanager.config, cloudmanager.errors, cloudmanager.hosts",
         "import sys, contextlib\n"
-        "from cloudmanager.cli import main\n"
+        "from cloudmanager.cli.app import run\n"
         "sys.argv = ['cloudmanager', '--help']\n"
         "with contextlib.suppress(SystemExit):\n"
-        "    main()",
+        "    run()",
     ],
     ids=["import", "ground floor", "--help"],
 )

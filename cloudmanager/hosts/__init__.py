@@ -75,11 +75,13 @@ def factory_for(scheme: str) -> Factory:
     raise UnknownHost(f"no host of kind {scheme!r}; known are: {', '.join(schemes())}")
 
 
-def _entry_points(**which: str) -> Iterator[EntryPoint]:
+def _entry_points(name: str = "") -> Iterator[EntryPoint]:
     # Only who names a kind that is not built in has to wait for this module.
     from importlib.metadata import entry_points
 
-    yield from entry_points(group=GROUP, **which)
+    for entry in entry_points(group=GROUP):
+        if name in ("", entry.name):
+            yield entry
 
 
 def open_host(

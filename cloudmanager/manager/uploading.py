@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import BinaryIO
 
@@ -23,18 +25,67 @@ from cloudmanager.progress import SILENT, Cancelled, Progress, Ticket
 __all__ = ["Uploader"]
 
 log = logging.getLogger(__name__)
-_FIRST_BATCH = 4
-_BATCH_FILES = 64
+_FIRST_BATCH = 16
+_BATCH_FILES = 256
 _BATCH_BYTES = 4 * 1024 * 1024
+_SHARE = 8
+"""Files of a batch that a worker sends before it looks for others."""
+
+_SMALL_AHEAD = 4
+"""Batches in flight."""
+
+_LARGE_AHEAD = 2
+"""Large files in flight or waiting, for each worker."""
+
+_Deliver = Callable[["list[UploadResult] | BaseException"], None]
+
+
+class _Batch:
+    """Files on their way together, and all that is known of them."""
+
+    def __init__(
+        self,
+        staged: list[Staged],
+        known: dict[str, list[UploadRecord]],
+        ticket: Ticket,
+        holding: ExitStack,
+    ) -> None:
+        self.staged = staged
+        self.known = known
+        self.ticket = ticket
+        self.holding = holding
+        self.first: dict[str, Staged] = {}
+        for item in staged:
+            self.first.setdefault(item.sha256, item)
+        self.places: dict[str, Placement] = {}
+        self.errors: dict[str, Exception] = {}
+        self.broken: BaseException | None = None
+        self.left = 1
+        self._lock = threading.Lock()
+
+    def is_last(self) -> bool:
+        """Whether the share that has just ended was the last one."""
+        with self._lock:
+            self.left -= 1
+            return self.left == 0
+
+
+def _deliver(
+    done: SimpleQueue[tuple[int, list[UploadResult] | BaseException]],
+    weight: int,
+    outcome: list[UploadResult] | BaseException,
+) -> None:
+    done.put((weight, outcome))
 
 
 class Uploader:
     """Files into the pool.
 
-    A worker takes a batch of small files, or one large file, all the way: read and
-    hashed into the cache, sent to the hosts, recorded in one transaction, then named in
-    the cache. Workers in different phases overlap; what is in flight is bounded by their
-    number, not by the number of files.
+    A worker takes one large file all the way: read and hashed into the cache, sent to the
+    hosts, recorded, then named in the cache. Small files go in batches: one worker reads a
+    batch, all send its files, and who sends the last one records the batch in one transaction.
+    Batches in different phases overlap; what is in flight is bounded by the number of workers,
+    not by the number of files.
     """
 
     def __init__(
@@ -73,15 +124,16 @@ class Uploader:
     def many(self, paths: Iterable[str], progress: Progress = SILENT) -> Iterator[UploadResult]:
         """Upload files; one result per path, in the order in which they are done."""
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="upload")
-        running = 0
-        done: SimpleQueue[Future[list[UploadResult]]] = SimpleQueue()
+        done: SimpleQueue[tuple[int, list[UploadResult] | BaseException]] = SimpleQueue()
+        stop = threading.Event()
+        running, most = 0, _LARGE_AHEAD * self._jobs
         failed: list[UploadResult] = []
         batches = self._batches(paths, failed, progress)
         exhausted = False
         broken: Exception | None = None
         try:
             while running or not exhausted:
-                while not exhausted and running < 2 * self._jobs:
+                while not exhausted and running < most:
                     try:
                         batch = next(batches, None)
                     except Exception as exc:  # noqa: BLE001 - raised when all under way is told
@@ -89,22 +141,34 @@ class Uploader:
                     if batch is None:
                         exhausted = True
                         break
-                    if batch:
-                        pool.submit(self._batch, batch, progress).add_done_callback(done.put)
-                        running += 1
+                    if batch and batch[0][1] > SMALL:
+                        weight = 1
+                        deliver = functools.partial(_deliver, done, weight)
+                        pool.submit(self._one_large, batch[0], progress, deliver)
+                        running += weight
+                    elif batch:
+                        weight = most // min(_SMALL_AHEAD, self._jobs)
+                        deliver = functools.partial(_deliver, done, weight)
+                        pool.submit(self._begin, batch, progress, pool, stop, deliver)
+                        running += weight
                     if failed:
                         break
                 yield from failed
                 failed.clear()
-                full = exhausted or running >= 2 * self._jobs
+                full = exhausted or running >= most
                 while running and (full or not done.empty()):
-                    yield from done.get().result()
-                    running -= 1
+                    weight, outcome = done.get()
+                    running -= weight
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+                    yield from outcome
                     full = False
             if broken is not None:
                 raise broken
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Nothing is cancelled: who comes last in a batch has to let go of what it holds.
+            stop.set()
+            pool.shutdown(wait=False)
 
     # -- how -----------------------------------------------------------------------------
 
@@ -113,8 +177,8 @@ class Uploader:
     ) -> Iterator[list[tuple[str, int]]]:
         batch: list[tuple[str, int]] = []
         total = 0
-        # Small batches first: of a few dozen files each worker gets some.
-        most, left = _FIRST_BATCH, self._jobs
+        # Small batches first, so that the first results do not have to wait for many files.
+        most, left = _FIRST_BATCH, _SMALL_AHEAD
         try:
             for path in paths:
                 try:
@@ -137,7 +201,7 @@ class Uploader:
                     batch, total = [], 0
                     left -= 1
                     if left == 0 and most < _BATCH_FILES:
-                        most, left = 2 * most, self._jobs
+                        most, left = 2 * most, _SMALL_AHEAD
         except Exception:
             # What was found before the list of paths broke off is uploaded all the same.
             if batch:
@@ -146,22 +210,79 @@ class Uploader:
         if batch:
             yield batch
 
-    def _batch(self, batch: list[tuple[str, int]], progress: Progress) -> list[UploadResult]:
-        """Take one batch all the way. Only a cancellation and a broken catalog get out."""
-        self._check()
-        if len(batch) == 1 and batch[0][1] > SMALL:
+    def _one_large(self, file: tuple[str, int], progress: Progress, deliver: _Deliver) -> None:
+        path, size = file
+        try:
             with self._large:
                 self._check()
-                path, size = batch[0]
-                return self._try([path], lambda: [self._stage_one(path, size)], progress)
-        return self._try([path for path, _ in batch], lambda: self._stager.small(batch), progress)
+                results, staged = self._staged(
+                    [path], lambda: [self._stage_one(path, size)], progress
+                )
+                if staged:
+                    results += self._store(staged, progress)
+        except BaseException as exc:  # noqa: BLE001 - raised where the results are awaited
+            deliver(exc)
+        else:
+            deliver(results)
 
-    def _try(
+    def _begin(
+        self,
+        files: list[tuple[str, int]],
+        progress: Progress,
+        pool: ThreadPoolExecutor,
+        stop: threading.Event,
+        deliver: _Deliver,
+    ) -> None:
+        """Read a batch of small files and share it out among the workers."""
+        try:
+            if stop.is_set():
+                raise Cancelled("nobody waits for it")
+            self._check()
+            paths = [path for path, _ in files]
+            results, staged = self._staged(paths, lambda: self._stager.small(files), progress)
+            if not staged:
+                deliver(results)
+                return
+            batch = self._held(staged, progress)
+        except BaseException as exc:  # noqa: BLE001 - raised where the results are awaited
+            deliver(exc)
+            return
+        if isinstance(batch, list):
+            deliver(results + batch)
+            return
+
+        def end(shared: _Batch) -> None:
+            try:
+                deliver(results + self._end(shared))
+            except BaseException as exc:  # noqa: BLE001
+                deliver(exc)
+
+        def share(items: list[Staged]) -> None:
+            if stop.is_set():
+                batch.broken = batch.broken or Cancelled("nobody waits for it")
+            else:
+                self._place(batch, items)
+            if batch.is_last():
+                end(batch)
+
+        items = list(batch.first.values())
+        size = max(1, min(_SHARE, len(items) // self._jobs))
+        shares = [items[start : start + size] for start in range(0, len(items), size)]
+        batch.left = len(shares)
+        for mine in shares[1:]:
+            try:
+                pool.submit(share, mine)
+            except RuntimeError:  # the pool was shut down, as nobody waits for it any more
+                share(mine)
+        share(shares[0])
+
+    def _staged(
         self,
         paths: list[str],
         stage: Callable[[], list[Staged | Exception]],
         progress: Progress,
-    ) -> list[UploadResult]:
+    ) -> tuple[list[UploadResult], list[Staged]]:
+        """What cannot be read, and what was. Only a cancellation gets out."""
         try:
             entries = stage()
         except (Cancelled, KeyboardInterrupt):
@@ -174,10 +295,7 @@ class Uploader:
             if isinstance(entry, Exception)
         ]
         progress.finished(len(results))
-        staged = [entry for entry in entries if isinstance(entry, Staged)]
-        if staged:
-            results.extend(self._store(staged, progress))
-        return results
+        return results, [entry for entry in entries if isinstance(entry, Staged)]
 
     def _stage_one(self, path: str, size: int) -> Staged:
         if size > SMALL:
@@ -189,35 +307,49 @@ class Uploader:
 
     def _store(self, staged: list[Staged], progress: Progress) -> list[UploadResult]:
         """Send, record and cache what was staged. Nothing is left reserved behind it."""
-        ticket = Ticket(self._cancel, progress)
-        try:
-            with self._catalog.sharing({item.sha256 for item in staged}):
-                return self._store_held(staged, ticket)
-        except Busy as exc:
-            return [UploadResult(item.path, False, item.size, error=exc) for item in staged]
-        finally:
-            for item in staged:
-                item.discard()
-            progress.finished(len(staged))
+        batch = self._held(staged, progress)
+        if isinstance(batch, list):
+            return batch
+        self._place(batch, batch.first.values())
+        return self._end(batch)
 
-    def _store_held(self, staged: list[Staged], ticket: Ticket) -> list[UploadResult]:
-        known = self._catalog.uploads_many([item.sha256 for item in staged])
-        places: dict[str, Placement] = {}
-        errors: dict[str, Exception] = {}
-        first: dict[str, Staged] = {}
-        for item in staged:
-            sha256 = item.sha256
-            if sha256 in first:
-                continue
-            first[sha256] = item
+    def _held(self, staged: list[Staged], progress: Progress) -> _Batch | list[UploadResult]:
+        """Hold what was staged against removals, and look it up; the results when that fails."""
+        with ExitStack() as stack:
+            stack.callback(progress.finished, len(staged))
+            for item in staged:
+                stack.callback(item.discard)
             try:
-                places[sha256] = self._placer.place(
-                    sha256, item.source, item.name, known.get(sha256, ()), ticket
+                stack.enter_context(self._catalog.sharing({item.sha256 for item in staged}))
+            except Busy as exc:
+                return [UploadResult(item.path, False, item.size, error=exc) for item in staged]
+            known = self._catalog.uploads_many([item.sha256 for item in staged])
+            return _Batch(staged, known, Ticket(self._cancel, progress), stack.pop_all())
+
+    def _place(self, batch: _Batch, items: Iterable[Staged]) -> None:
+        """Send some files of a batch."""
+        for item in items:
+            sha256 = item.sha256
+            try:
+                batch.places[sha256] = self._placer.place(
+                    sha256, item.source, item.name, batch.known.get(sha256, ()), batch.ticket
                 )
-            except Cancelled:
-                raise
+            except (Cancelled, KeyboardInterrupt) as exc:
+                batch.broken = exc
+                return
             except Exception as exc:  # noqa: BLE001 - one bad file does not stop the rest
-                errors[sha256] = exc
+                batch.errors[sha256] = exc
+
+    def _end(self, batch: _Batch) -> list[UploadResult]:
+        """Record what became of a batch, and let go of all it holds."""
+        with batch.holding:
+            results = self._record(batch)
+        if batch.broken is not None:
+            raise batch.broken
+        return results
+
+    def _record(self, batch: _Batch) -> list[UploadResult]:
+        known, places, first = batch.known, batch.places, batch.first
         lost = self._keep_owed(first, places)
         now = time.time()
         files: list[FileRecord] = []
@@ -229,10 +361,14 @@ class Uploader:
                 uploads.extend(place.records)
         self._correct_sizes([file for file in files if known.get(file.hash)])
         with self._recording:
-            self._catalog.record(files, uploads, outgoing=ticket.moved)
+            self._catalog.record(files, uploads, outgoing=batch.ticket.moved)
             self._forget_needless(known, places)
             self._keep_rest(first, places, lost)
-        return [self._result(item, places, errors, lost, known) for item in staged]
+        return [
+            self._result(item, places, batch.errors, lost, known)
+            for item in batch.staged
+            if item.sha256 in places or item.sha256 in batch.errors  # the rest was cancelled
+        ]
 
     def _correct_sizes(self, files: list[FileRecord]) -> None:
         """A catalog that was rebuilt from a damaged object has its size: now we know better."""
