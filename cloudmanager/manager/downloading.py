@@ -531,7 +531,7 @@ class _Writer:
         temporary = os.path.join(os.path.dirname(name), f"{self._stem}-{self._count}")
         write = False
         try:
-            write_new(temporary, data, os.O_EXCL, 0o666)
+            write_new(temporary, data, 0o666)
             os.replace(temporary, name)
             write = True
         finally:
