@@ -45,6 +45,8 @@ _THROUGH_THE_CACHE = 64 * 1024 * 1024
 _BATCH_FILES = 32
 _BATCH_BYTES = 4 * 1024 * 1024
 _TEMPORARY = ".cloudmanager-"
+_OF_ONE_FILE = (HostError, NoGoodCopy, CacheError, UnknownFile, ValueError, OSError)
+"""What says nothing about the other files that are wanted."""
 
 
 Dest = str | os.PathLike[str] | None
@@ -224,7 +226,7 @@ class Downloader:
                     path = self.to_file(
                         item.file, target, progress, item.uploads, fill_cache=fill_cache
                     )
-            except (HostError, NoGoodCopy, CacheError, UnknownFile, ValueError, OSError) as exc:
+            except _OF_ONE_FILE as exc:
                 results.append((item.given, exc))
             else:
                 results.append((item.given, path))
@@ -292,7 +294,7 @@ class Downloader:
             for item, file, _ in direct:
                 try:
                     read.append(self._read(file, item.uploads, ticket))
-                except (HostError, NoGoodCopy) as exc:
+                except _OF_ONE_FILE as exc:
                     read.append(exc)
             with staging.one_at_a_time:
                 write = _Writer()
@@ -303,7 +305,7 @@ class Downloader:
                     try:
                         target = Path(dest) if exact else target_for(file, dest)
                         write(target, data)
-                    except (OSError, ValueError) as exc:
+                    except _OF_ONE_FILE as exc:
                         results.append((item.given, exc))
                     else:
                         results.append((item.given, target))
@@ -529,15 +531,13 @@ class _Writer:
         self._count += 1
         name = os.fspath(target)
         temporary = os.path.join(os.path.dirname(name), f"{self._stem}-{self._count}")
-        write = False
         try:
             write_new(temporary, data, 0o666)
             os.replace(temporary, name)
-            write = True
-        finally:
-            if not write:
-                with contextlib.suppress(OSError):  # that it cannot be written is told already
-                    os.unlink(temporary)
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong before is what is told
+                os.unlink(temporary)
+            raise
 
 
 def _new_beside(dest: Path) -> Path:

@@ -258,10 +258,12 @@ class Uploader:
                 deliver(exc)
 
         def share(items: list[Staged]) -> None:
-            if stop.is_set():
-                batch.broken = batch.broken or Cancelled("nobody waits for it")
-            else:
+            try:
+                if stop.is_set():
+                    raise Cancelled("nobody waits for it")
                 self._place(batch, items)
+            except BaseException as exc:  # noqa: BLE001 - raised where the results are awaited
+                batch.broken = batch.broken or exc
             if batch.is_last():
                 end(batch)
 
@@ -310,7 +312,10 @@ class Uploader:
         batch = self._held(staged, progress)
         if isinstance(batch, list):
             return batch
-        self._place(batch, batch.first.values())
+        try:
+            self._place(batch, batch.first.values())
+        except BaseException as exc:  # noqa: BLE001 - raised when what was sent is recorded
+            batch.broken = exc
         return self._end(batch)
 
     def _held(self, staged: list[Staged], progress: Progress) -> _Batch | list[UploadResult]:
@@ -334,9 +339,8 @@ class Uploader:
                 batch.places[sha256] = self._placer.place(
                     sha256, item.source, item.name, batch.known.get(sha256, ()), batch.ticket
                 )
-            except (Cancelled, KeyboardInterrupt) as exc:
-                batch.broken = exc
-                return
+            except Cancelled:
+                raise
             except Exception as exc:  # noqa: BLE001 - one bad file does not stop the rest
                 batch.errors[sha256] = exc
 
