@@ -103,7 +103,7 @@ class Fetcher:
         if size <= SMALL:
             data, spoiled = self.read(sha256, size, uploads, on_bytes)
             with staging.one_at_a_time:
-                fd = _open_empty(path)
+                fd = _open_new(path)
                 try:
                     _write_all(fd, data)
                 finally:
@@ -226,7 +226,7 @@ class Fetcher:
     def _pull(
         self, host: Host, location: str, path: Path, sha256: str, size: int, on_bytes: OnBytes
     ) -> None:
-        fd = _open_empty(path)
+        fd = _open_new(path)
         try:
             if size >= _IN_SEGMENTS and host.capabilities.range_read:
                 digest = self._in_segments(host, location, fd, size, on_bytes)
@@ -313,20 +313,14 @@ def write_new(path: str | os.PathLike[str], data: bytes, mode: int) -> None:
         os.close(fd)
 
 
-def _open_empty(path: Path) -> int:
-    """Open a file for writing from its start, also one that another host began to fill.
+def _open_new(path: Path) -> int:
+    """Open the file that is to be filled, which another host may have begun to fill.
 
-    Truncated only then: ext4 flushes a file that was truncated, even an empty one, when it is
-    closed ("auto_da_alloc"), which takes half as long as fetching it.
+    Not truncated: what is there is never longer than what is written over it. And ext4 flushes
+    a file that was truncated, even an empty one, when it is closed ("auto_da_alloc"), which
+    takes half as long as fetching it.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if os.fstat(fd).st_size:
-            os.ftruncate(fd, 0)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _write_all(fd: int, data: bytes) -> None:
