@@ -16,10 +16,13 @@ from sqlalchemy import (
     Delete,
     and_,
     bindparam,
+    case,
     delete,
+    distinct,
     exists,
     func,
     not_,
+    or_,
     select,
     text,
     tuple_,
@@ -230,6 +233,68 @@ class Catalog:
                     query = query.where(columns.hash > sha256)
         return self._database.read(
             lambda connection: [upload_from_row(row) for row in connection.execute(query)]
+        )
+
+    def copies_by_check(
+        self, before: float, *, after: UploadRecord | None = None, limit: int = 4096
+    ) -> list[UploadRecord]:
+        """Copies that lie, or should lie, on a host and were last verified before that time (or
+        never), ascending by that time, hash, host and location.
+
+        `after` is the last one of the page before. Each page reads the whole table: an index
+        would cost every upload more than a verification, which asks a host for every row, gains.
+        """
+        columns = uploads.c
+        checked = func.coalesce(columns.verified_at, 0.0)
+        key = tuple_(checked, columns.hash, columns.host, columns.location)
+        query = (
+            select(*UPLOAD_COLUMNS)
+            .where(_on_a_host(before))
+            .order_by(checked, columns.hash, columns.host, columns.location)
+            .limit(limit)
+        )
+        if after is not None:
+            query = query.where(
+                key > (after.verified_at or 0.0, after.hash, after.host, after.location)
+            )
+        return self._database.read(
+            lambda connection: [upload_from_row(row) for row in connection.execute(query)]
+        )
+
+    def count_copies(self, before: float) -> int:
+        """How many copies `copies_by_check` has."""
+        query = select(func.count()).select_from(uploads).where(_on_a_host(before))
+        return int(self._database.read(lambda connection: connection.execute(query).scalar_one()))
+
+    def shortages(
+        self, redundancy: int, *, after: str = "", limit: int = 1000
+    ) -> list[tuple[FileRecord, int, int]]:
+        """Files with fewer stored copies than `redundancy`, or with failed ones, by hash; each
+        with the number of hosts that have it and of the failed copies.
+
+        External copies do not count, and a file that has no others is none of the pool's.
+        """
+        mine = not_(uploads.c.external)
+        stored = func.count(
+            distinct(case((and_(mine, uploads.c.status == "stored"), uploads.c.host)))
+        )
+        failed = func.count(case((and_(mine, uploads.c.status == "failed"), 1)))
+        leaving = func.count(case((uploads.c.status == "removing", 1)))
+        own, others = func.count(case((mine, 1))), func.count(case((uploads.c.external, 1)))
+        query = (
+            select(*FILE_COLUMNS, stored, failed)
+            .join_from(files, uploads, isouter=True)
+            .where(files.c.hash > after)
+            .group_by(*FILE_COLUMNS)
+            .having(or_(stored < redundancy, failed > 0), or_(own > 0, others == 0), leaving == 0)
+            .order_by(files.c.hash)
+            .limit(limit)
+        )
+        return self._database.read(
+            lambda connection: [
+                (file_from_row(row[:-2]), int(row[-2]), int(row[-1]))
+                for row in connection.execute(query)
+            ]
         )
 
     def status_counts(self) -> list[HostCount]:
@@ -462,6 +527,14 @@ _FORGET: Delete = delete(uploads).where(
     uploads.c.host == bindparam("key_host"),
     uploads.c.location == bindparam("key_location"),
 )
+
+
+def _on_a_host(before: float) -> ColumnElement[bool]:
+    return and_(
+        uploads.c.status.in_(("stored", "failed")),
+        uploads.c.location != "",
+        func.coalesce(uploads.c.verified_at, 0.0) < before,
+    )
 
 
 def _key(copy: UploadRecord) -> tuple[str, str, str]:

@@ -154,9 +154,11 @@ _COMMANDS = {
     "ls": "files:ls",
     "rebuild": "care:rebuild",
     "remove": "files:remove",
+    "repair": "healing:repair",
     "status": "care:status",
     "sync": "care:sync",
     "upload": "files:upload",
+    "verify": "healing:verify",
 }
 
 

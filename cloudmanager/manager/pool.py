@@ -33,10 +33,14 @@ from cloudmanager.manager.fetching import Fetcher
 from cloudmanager.manager.meter import Meter
 from cloudmanager.manager.placing import Placer
 from cloudmanager.manager.rebuilding import Rebuilder
+from cloudmanager.manager.repairing import Repairer
 from cloudmanager.manager.results import (
+    CopyVerdict,
     FileInfo,
     QueuedCopy,
     RebuildResult,
+    Repair,
+    Shortage,
     SyncResult,
     SyncStatus,
     UploadResult,
@@ -44,6 +48,7 @@ from cloudmanager.manager.results import (
 from cloudmanager.manager.ring import Ring
 from cloudmanager.manager.syncing import Syncer
 from cloudmanager.manager.uploading import Uploader
+from cloudmanager.manager.verifying import Verifier
 from cloudmanager.model import FileRecord, parse_bytes, validate_hash
 from cloudmanager.progress import SILENT, Progress
 from cloudmanager.retry import Policy, Retrier
@@ -159,6 +164,19 @@ class CloudManager:
             self._meter,
             jobs=jobs,
             cancel=self._cancel,
+        )
+
+        self._verifier = Verifier(
+            self._ring, self._catalog, self._meter, jobs=jobs, cancel=self._cancel
+        )
+        self._repairer = Repairer(
+            self._ring,
+            self._cache,
+            self._catalog,
+            self._fetcher,
+            self._syncer,
+            redundancy=redundancy,
+            jobs=jobs,
         )
 
     # -- in --------------------------------------------------------------------------------
@@ -503,6 +521,45 @@ class CloudManager:
             self._cache.remove(sha256)
             self._catalog.mark_removing(sha256)
             return self._syncer.remove(sha256).waiting == 0
+
+    def verify(
+        self,
+        *,
+        read: bool = False,
+        sample: float = 1.0,
+        older_than: timedelta | None = None,
+        budget: int | str | None = None,
+        progress: Progress = SILENT,
+    ) -> Iterator[CopyVerdict]:
+        """Ask the hosts of this pool for every copy, those first that were asked longest ago.
+
+        Without `read` a host is asked for size and checksum: the copy is proven where the host
+        itself computed one that can be compared, else it is unverifiable. With `read` every byte
+        is fetched and hashed; `budget` (bytes, or "50GiB") ends the run before the file that
+        would exceed it. `sample` is the fraction of the copies to look at, `older_than`
+        leaves out those that were proven since. What is found is recorded: `repair` mends it.
+        """
+        if not 0 <= sample <= 1:
+            raise ValueError(f"a sample is a fraction between 0 and 1: {sample}")
+        return self._verifier.run(
+            read=read,
+            sample=sample,
+            older_than=None if older_than is None else older_than.total_seconds(),
+            budget=None if budget is None else parse_bytes(budget),
+            progress=progress,
+        )
+
+    def shortages(self) -> Iterator[Shortage]:
+        """Files with fewer copies than the pool's redundancy, or with one that failed."""
+        return self._repairer.shortages()
+
+    def repair(self, *, dry_run: bool = False, progress: Progress = SILENT) -> Iterator[Repair]:
+        """Bring files back to the pool's redundancy, from the cache or any good copy.
+
+        Wrong copies are replaced. Goes by what is known: `verify` finds out. External
+        locations are never touched. With `dry_run` nothing is changed.
+        """
+        return self._repairer.run(dry_run=dry_run, progress=progress)
 
     def link(self, sha256: str, expires: timedelta = timedelta(days=1)) -> str | None:
         """A URL under which anybody can fetch the file until `expires` is over; None if unknown.

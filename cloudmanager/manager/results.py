@@ -9,13 +9,19 @@ from typing import Literal
 from cloudmanager.model import FileRecord, UploadRecord
 
 __all__ = [
+    "CopyVerdict",
     "FileInfo",
     "QueuedCopy",
     "RebuildResult",
+    "Repair",
+    "Shortage",
     "SyncResult",
     "SyncStatus",
     "UploadResult",
+    "Verdict",
 ]
+
+Verdict = Literal["good", "missing", "wrong", "unverifiable", "unreachable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +98,46 @@ class RebuildResult:
     files: int
     new_files: int
     doubtful: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyVerdict:
+    """What `verify` found of one copy.
+
+    `verdict` is ``good``: the bytes are those of the hash, as the host can prove or as they were
+    read; ``missing``; ``wrong``: other bytes or another size; ``unverifiable``: nothing
+    contradicts it, but only reading it (`read`) would prove it; ``unreachable``: the host did
+    not answer, or refused. `detail` says why it is not good. `read` counts bytes of traffic.
+    """
+
+    hash: str
+    host: str
+    location: str
+    verdict: Verdict
+    detail: str = ""
+    read: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A file with fewer good copies than the pool shall hold, or with a copy that failed."""
+
+    file: FileRecord
+    copies: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What `repair` did, or would do, for one copy of a file.
+
+    `action` is ``restored`` (a copy was missing), ``replaced`` (a wrong one), ``waiting`` (the
+    host does not answer: `cloud_sync` or the next repair delivers) or ``lost``: no host has the
+    right bytes any more. The file stays in the catalog.
+    """
+
+    hash: str
+    name: str
+    host: str
+    action: Literal["restored", "replaced", "waiting", "lost"]
+    detail: str = ""

@@ -167,6 +167,10 @@ class Syncer:
                 self._cache.settle(sha256)
         return outcome
 
+    def deliver(self, sha256: str, progress: Progress = SILENT) -> None:
+        """Send what hosts still owe of one file, which the caller holds."""
+        self._deliver(sha256, _Outcome(), progress)
+
     # -- how -----------------------------------------------------------------------------
 
     def _waiting_by_file(self) -> Iterator[tuple[str, list[UploadRecord]]]:
