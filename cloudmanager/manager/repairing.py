@@ -81,8 +81,9 @@ class Repairer:
         self, file: FileRecord, uploads: Sequence[UploadRecord]
     ) -> tuple[list[Host], list[Repair]]:
         """The hosts to put copies on, wrong ones first; and what that will have done."""
-        stored = {u.host for u in uploads if u.status == "stored" and not u.external}
-        failed = {u.host: u for u in uploads if u.status == "failed" and not u.external}
+        mine = [u for u in uploads if not u.external]
+        stored = {self._holder(u) for u in mine if u.status == "stored"}
+        failed = {self._holder(u): u for u in mine if u.status == "failed"}
         if not self._somewhere(file.hash, uploads):
             why = "; ".join(u.error or u.verdict or u.status for u in failed.values())
             why = why or "no host of this pool has it"
@@ -102,6 +103,12 @@ class Repairer:
             detail = "" if before is None else before.error or ""
             repairs.append(Repair(file.hash, file.name, host.name, action, detail))  # type: ignore[arg-type]
         return hosts, repairs
+
+    def _holder(self, upload: UploadRecord) -> str:
+        """The name of the host that has a copy. By URL: hosts can be renamed, and two copies
+        in one place are one."""
+        host = self._ring.owner(upload)
+        return upload.host if host is None else host.name
 
     def _somewhere(self, sha256: str, uploads: Sequence[UploadRecord]) -> bool:
         """Whether there is a copy that may be good."""
@@ -135,15 +142,16 @@ class Repairer:
 
     def _outcome(self, repair: Repair, before: Sequence[UploadRecord]) -> Repair:
         """What became of one copy; a failed record in another place of its host goes."""
-        now = [u for u in self._catalog.uploads(repair.hash) if u.host == repair.host]
+        uploads = self._catalog.uploads(repair.hash)
+        now = [u for u in uploads if self._holder(u) == repair.host and not u.external]
         if not any(u.status == "stored" for u in now):
-            if not self._somewhere(repair.hash, self._catalog.uploads(repair.hash)):
+            if not self._somewhere(repair.hash, uploads):
                 why = "what was left of it turned out wrong when it was read"
                 return Repair(repair.hash, repair.name, repair.host, "lost", why)
             owed = next((u for u in now if u.status == "queued"), None)
             why = owed.error if owed is not None and owed.error else self._ring.error(repair.host)
             return Repair(repair.hash, repair.name, repair.host, "waiting", why)
-        spent = [u for u in now if u.status == "failed" and not u.external and u in before]
+        spent = [u for u in now if u.status == "failed" and u in before]
         if spent:
             self._catalog.forget_uploads(spent)
         return repair

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from manager.world import World, content, sha
+from manager.world import Folder, World, content, sha
 
 from cloudmanager import CloudManager
 from cloudmanager.errors import HostUnavailable
@@ -315,6 +317,21 @@ def test_a_pool_that_shall_hold_more_copies_gets_them_by_repair(world: World) ->
     assert list(cm.shortages()) == []
 
 
+def test_a_host_that_was_renamed_is_still_the_same_place(world: World) -> None:
+    a, b = world.folder("a"), world.folder("b")
+    with world.pool([a, b]) as cm:
+        (sha256,) = _fill(cm, world, 1)
+    b.lose(sha256)
+    renamed = [Folder(world.root / name, f"new {name}") for name in ("a", "b")]
+    cm = world.pool(renamed)
+    assert [found.verdict for found in cm.verify()].count("missing") == 1
+    (done,) = cm.repair()
+    assert (done.host, done.action) == ("new b", "restored")
+    assert b.has(sha256)
+    assert {found.verdict for found in cm.verify(read=True)} == {"good"}
+    assert list(cm.repair()) == []
+
+
 def test_two_repairs_at_once_end_with_one_right_copy_each(world: World) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -361,3 +378,40 @@ def test_a_host_that_fails_while_it_is_read_is_unreachable_not_wrong(world: Worl
     only.before = fail
     assert [found.verdict for found in cm.verify(read=True)] == ["unreachable"]
     assert _states(cm, sha256) == {"only": ("stored", None)}
+
+
+_MEMORY = """
+import resource, sys
+from cloudmanager import CloudManager
+cm = CloudManager(sys.argv[1], sys.argv[2], "1GiB", [sys.argv[3], sys.argv[4]], redundancy=2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+bad = sum(found.verdict != "good" for found in cm.verify(read=True))
+mended = sum(done.action == "restored" for done in cm.repair())
+left = sum(found.verdict != "good" for found in cm.verify(read=True))
+cm.close()
+print(bad, mended, left, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twenty_thousand_objects_are_verified_and_repaired_in_bounded_memory(world: World) -> None:
+    a, b = world.root / "a", world.root / "b"
+    a.mkdir()
+    b.mkdir()
+    hosts = [Folder(a, "a"), Folder(b, "b")]
+    with world.pool(hosts, capacity="1GiB") as cm:
+        paths = (world.file(b"%d" % n) for n in range(20_000))
+        hashes = [str(result.hash) for result in cm.upload_many(paths)]
+        cm.cache.clear()
+    for sha256 in hashes[::20]:
+        hosts[1].lose(sha256)
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY, world.database, world.storage, a, b],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    bad, mended, left, grown = map(int, done.stdout.split())
+    assert (bad, mended, left) == (1000, 1000, 0)
+    assert grown * 1024 < 100 * 1024**2
