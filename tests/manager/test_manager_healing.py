@@ -292,6 +292,22 @@ def test_a_copy_for_a_host_that_is_down_waits_and_sync_delivers_it(world: World)
     assert list(cm.shortages()) == []
 
 
+def test_what_a_host_owes_it_still_owes_after_it_was_verified(world: World) -> None:
+    a, b = world.folder("a"), world.folder("b")
+    cm = world.pool([a, b])
+    (sha256,) = _fill(cm, world, 1)
+    b.lose(sha256)
+    list(cm.verify())
+    b.down = True
+    list(cm.repair())
+    b.down = False
+    cm._ring.forgive()
+    assert [found.verdict for found in cm.verify()].count("missing") == 1
+    assert cm.sync_status().copies == 1
+    assert cm.cloud_sync().delivered == 1
+    assert b.has(sha256)
+
+
 def test_a_copy_that_turns_out_wrong_as_the_source_of_a_repair_is_no_source(world: World) -> None:
     a, b = world.folder("a"), world.folder("b")
     cm = world.pool([a, b])
@@ -328,8 +344,19 @@ def test_a_host_that_was_renamed_is_still_the_same_place(world: World) -> None:
     (done,) = cm.repair()
     assert (done.host, done.action) == ("new b", "restored")
     assert b.has(sha256)
+    assert list(cm.shortages()) == []
     assert {found.verdict for found in cm.verify(read=True)} == {"good"}
     assert list(cm.repair()) == []
+
+
+def test_a_repair_makes_no_more_copies_than_there_shall_be(world: World) -> None:
+    a, b, c = (world.folder(name) for name in ("a", "b", "c"))
+    cm = world.pool([a, b, c], redundancy=2)
+    (sha256,) = _fill(cm, world, 1)
+    b.lose(sha256)
+    list(cm.verify())
+    assert [(done.host, done.action) for done in cm.repair()] == [("b", "restored")]
+    assert (a.has(sha256), b.has(sha256), c.has(sha256)) == (True, True, False)
 
 
 def test_two_repairs_at_once_end_with_one_right_copy_each(world: World) -> None:
