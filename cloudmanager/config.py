@@ -48,7 +48,7 @@ __all__ = [
 DEFAULT_CAPACITY = 10 * 1024**3
 """Bytes of cache when nobody says otherwise: 10 GiB."""
 
-_KEYS = {"database", "storage", "capacity", "redundancy", "hosts", "jobs"}
+_KEYS = {"database", "storage", "capacity", "redundancy", "hosts", "jobs", "bwlimit"}
 _SECRET = re.compile(
     r"secret|password|passphrase|token|credential|(^|_)key$|connection_string|^headers$",
     re.IGNORECASE,
@@ -73,7 +73,8 @@ class HostSetting:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a pool needs to open. `capacity` in bytes; `sources` says where each value came from."""
+    """What a pool needs to open. `capacity` in bytes, `bwlimit` in bytes a second (None: no
+    limit); `sources` says where each value came from."""
 
     database: str
     storage: str
@@ -81,6 +82,7 @@ class Settings:
     hosts: tuple[HostSetting, ...]
     redundancy: int | None
     jobs: int | None
+    bwlimit: int | None
     path: Path
     sources: Mapping[str, str]
 
@@ -110,6 +112,7 @@ def load(
     capacity: int | str | None = None,
     hosts: Sequence[str] = (),
     redundancy: int | str | None = None,
+    bwlimit: int | str | None = None,
 ) -> Settings:
     """Put the settings together: arguments first, then environment, file and default.
 
@@ -144,6 +147,7 @@ def load(
     capacity_value = pick("capacity", capacity, DEFAULT_CAPACITY)
     redundancy_value = pick("redundancy", redundancy, None)
     jobs_value = pick("jobs", None, None)
+    bwlimit_value = pick("bwlimit", bwlimit, 0)
     known = _hosts_of(table.get("hosts", {}), path) or {
         "local": HostSetting("local", str(data / "files"), {"create": True})
     }
@@ -162,6 +166,7 @@ def load(
         hosts=chosen,
         redundancy=_positive("redundancy", redundancy_value, sources["redundancy"]),
         jobs=_positive("jobs", jobs_value, sources["jobs"]),
+        bwlimit=_number("bwlimit", bwlimit_value, sources["bwlimit"], parse_bytes) or None,
         path=path,
         sources=sources,
     )

@@ -139,3 +139,20 @@ def test_what_is_shown_has_no_secret(file: Path) -> None:
 def test_one_host_cannot_be_named_twice(file: Path) -> None:
     with pytest.raises(ConfigurationError, match="twice"):
         config.load(config=file, hosts=["a", "a"])
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"), [(None, None), ("0", None), ("10M", 10 * 1024**2), (1500, 1500)]
+)
+def test_a_bandwidth_limit_is_bytes_a_second_and_nothing_by_default(
+    given: str | int | None, rate: int | None
+) -> None:
+    assert config.load(bwlimit=given).bwlimit == rate
+
+
+def test_a_bandwidth_limit_that_is_none_says_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CLOUDMANAGER_BWLIMIT", "fast")
+    with pytest.raises(ConfigurationError, match="CLOUDMANAGER_BWLIMIT"):
+        config.load()

@@ -76,6 +76,7 @@ class Session:
                 config.open_hosts(settings.hosts),
                 redundancy=_redundancy(settings),
                 jobs=settings.jobs or JOBS,
+                bwlimit=settings.bwlimit,
             )
         return self._pool
 
@@ -188,6 +189,12 @@ _COMMANDS = {
     metavar="N",
     help="How many hosts must hold each file.",
 )
+@click.option(
+    "--bwlimit",
+    type=Size(),
+    metavar="RATE",
+    help="Bytes a second for all transfers together, such as 10M; 0 for no limit.",
+)
 @click.option("--config", metavar="FILE", help="The configuration file (see `config path`).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more of what is done, on stderr.")
@@ -200,6 +207,7 @@ def app(
     capacity: int | None,
     hosts: Sequence[str],
     redundancy: int | None,
+    bwlimit: int | None,
     config: str | None,
     as_json: bool,
     verbose: bool,
@@ -219,6 +227,7 @@ def app(
         "capacity": capacity,
         "hosts": tuple(hosts),
         "redundancy": redundancy,
+        "bwlimit": bwlimit,
         "config": config,
     }
     _log_to_stderr(

@@ -43,6 +43,7 @@ def show(session: Session) -> None:
         "capacity": f"{settings.capacity} ({format_bytes(settings.capacity)})",
         "redundancy": settings.redundancy or "all hosts, at most 3",
         "jobs": settings.jobs or "default",
+        "bwlimit": f"{format_bytes(settings.bwlimit)}/s" if settings.bwlimit else "none",
     }
     hosts = [
         {"name": host.name, "url": redact_url(host.url), **redact(host.options)}
@@ -55,6 +56,7 @@ def show(session: Session) -> None:
                 "capacity": settings.capacity,
                 "redundancy": settings.redundancy,
                 "jobs": settings.jobs,
+                "bwlimit": settings.bwlimit,
                 "hosts": hosts,
                 "sources": dict(settings.sources),
             }

@@ -28,6 +28,7 @@ from cloudmanager.errors import (
     Unsupported,
 )
 from cloudmanager.hosts import Host
+from cloudmanager.hosts.throttled import Limiter, ThrottledHost
 from cloudmanager.manager.downloading import Downloader, Wanted, in_batches, target_for
 from cloudmanager.manager.fetching import Fetcher
 from cloudmanager.manager.meter import Meter
@@ -87,6 +88,9 @@ class CloudManager:
         Small files in flight at once.
     retry:
         The `Policy` for hosts that fail for a transient reason.
+    bwlimit:
+        Payload bytes a second to and from all hosts together, or text: ``"10MiB"``. Default, and
+        with 0: no limit.
 
     Thread-safe. Any number of processes may share database and storage. Not to be used in
     a forked child: open another one there.
@@ -108,9 +112,14 @@ class CloudManager:
         read_repair: bool = True,
         jobs: int = JOBS,
         retry: Policy | None = None,
+        bwlimit: int | str | None = None,
     ) -> None:
         size = parse_bytes(capacity)
+        self._cancel = threading.Event()
         opened = config.hosts_of(hosts)
+        if rate := parse_bytes(bwlimit or 0):
+            limiter = Limiter(rate, sleep=self._cancel.wait)
+            opened = [ThrottledHost(host, limiter) for host in opened]
         writable = sum(host.capabilities.put for host in opened)
         if redundancy is None:
             redundancy = max(1, min(writable, _MOST_COPIES))
@@ -120,7 +129,6 @@ class CloudManager:
                 "add hosts or ask for fewer copies"
             )
         self.redundancy = redundancy
-        self._cancel = threading.Event()
         self._retrier = Retrier(retry) if retry is not None else Retrier()
         self._jobs = jobs
         self._closed = False
