@@ -33,6 +33,7 @@ _BUILT_IN = {
     "azure+http": "cloudmanager.hosts.azure:open_azure",
     "http": "cloudmanager.hosts.http:open_http",
     "https": "cloudmanager.hosts.http:open_http",
+    "command": "cloudmanager.hosts.command:open_command",
 }
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 GROUP = "cloudmanager.hosts"

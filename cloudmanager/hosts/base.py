@@ -16,7 +16,9 @@ TIME_LIMIT = 20.0
 """Seconds a host may be silent (connect, or between two bytes) before a call fails."""
 
 OnBytes = Callable[[int], None]
-"""Told of every so many payload bytes that went out; may raise to end the transfer."""
+"""Told of every so many payload bytes that went out; may raise to end the transfer.
+
+A host that cannot tell for a while calls it with 0, so that the transfer can be ended."""
 
 
 class Host(ABC):

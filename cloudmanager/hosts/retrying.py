@@ -43,9 +43,10 @@ class RetryingHost(Host):
         def count(size: int) -> None:
             nonlocal moved, sent
             sent += size
-            if sent <= source.size:
+            if size and sent <= source.size:
                 # More than there is has been sent before: a host that keeps nothing of a try
-                # that failed would otherwise be sent the same bytes for ever.
+                # that failed would otherwise be sent the same bytes for ever. And none is no
+                # progress: a host may only be asking whether to go on.
                 moved = time.monotonic()
             if on_bytes is not None:
                 on_bytes(size)
