@@ -20,6 +20,7 @@ from cloudmanager import config
 from cloudmanager.cli.app import app
 from cloudmanager.cli.setup_db import main as setup_db
 from cloudmanager.hosts.azure_account import AzureOptions
+from cloudmanager.hosts.command import CommandOptions
 from cloudmanager.hosts.http import HttpOptions
 from cloudmanager.hosts.s3_options import S3Options
 from cloudmanager.manager import CloudManager
@@ -100,7 +101,13 @@ def test_every_setting_is_documented_with_its_variable_and_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "options"), [("S3", S3Options), ("Azure", AzureOptions), ("HTTP", HttpOptions)]
+    ("title", "options"),
+    [
+        ("S3", S3Options),
+        ("Azure", AzureOptions),
+        ("HTTP", HttpOptions),
+        ("Command", CommandOptions),
+    ],
 )
 def test_every_option_of_a_host_is_documented_and_no_other(title: str, options: type) -> None:
     text = section((ROOT / "docs/hosts.md").read_text("utf-8"), title)

@@ -53,6 +53,8 @@ _PLACEHOLDERS = {
 _URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[!-~]+")
 _LONGEST_URL = 4096
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\\\s]+/[!-\[\]-~]*")
+# RFC 3986, section 2: neither white space nor quotes, braces, bars or backslashes.
+_CHARACTERS = re.compile(r"[\w.~:/?#\[\]@!$&'()*+,;=%-]+", re.ASCII)
 _DOTS = re.compile(r"(?:\.|%2e){1,2}", re.IGNORECASE)
 _TRANSIENT = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
@@ -174,7 +176,9 @@ class CommandHost(Host):
 
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(self._scratch("put", key))
-            path = os.path.join(folder, name)
+            # Where the name is told apart, the path is kept free of what it may hold: plowup reads
+            # "file:name", curl -F reads "file;type=".
+            path = os.path.join(folder, sha256 if template.uses("name") else name)
             self._stage(path, source, sha256, key, beat)
             values = {
                 "path": path,
@@ -251,19 +255,18 @@ class CommandHost(Host):
         limit = time.time() - older_than.total_seconds()
         try:
             with os.scandir(tempfile.gettempdir()) as entries:
-                stale = [
-                    entry.path
-                    for entry in entries
-                    if entry.name.startswith(_TEMPORARY)
-                    and entry.is_dir(follow_symlinks=False)
-                    and entry.stat(follow_symlinks=False).st_uid == os.getuid()
-                    and entry.stat(follow_symlinks=False).st_mtime <= limit
-                ]
-            for path in sorted(stale):
-                with _locked(path) as free:
-                    if free:
-                        shutil.rmtree(path)
-                        yield f"removed the unfinished transfer {path}"
+                ours = sorted(each.path for each in entries if each.name.startswith(_TEMPORARY))
+            for path in ours:
+                with contextlib.suppress(FileNotFoundError):  # its owner was faster
+                    found = os.lstat(path)
+                    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                        continue
+                    if found.st_mtime > limit:
+                        continue
+                    with _locked(path) as free:
+                        if free:
+                            shutil.rmtree(path)
+                            yield f"removed the unfinished transfer {path}"
         except OSError as exc:
             raise self._disk_error(exc, "clean", "") from exc
 
@@ -524,7 +527,7 @@ def _size_of(folder: str) -> int:
 
 def _is_plain(location: str) -> bool:
     """Whether a location is a URL that means the same to everybody who reads it."""
-    if len(location) > _LONGEST_URL or not re.fullmatch(r"[!-~]+", location) or "\\" in location:
+    if len(location) > _LONGEST_URL or not _CHARACTERS.fullmatch(location):
         return False
     path = re.split(r"[?#]", location, maxsplit=1)[0].partition("://")[2]
     return not any(_DOTS.fullmatch(segment) for segment in path.split("/"))

@@ -162,14 +162,14 @@ class Program:
                     watched, heard = size, True
                 if heard:
                     lively = now
-                if beat is not None:
-                    beat()
                 if exited:
                     continue
                 if now - lively >= self._time_limit:
                     raise TimeoutError(f"no sign of life for {self._time_limit:g} s")
                 if self._total_time_limit is not None and now - begun >= self._total_time_limit:
                     raise TimeoutError(f"not done after {self._total_time_limit:g} s")
+                if beat is not None:
+                    beat()
 
     # -- how -----------------------------------------------------------------------------
 

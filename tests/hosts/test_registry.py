@@ -21,7 +21,9 @@ def test_an_unknown_scheme_never_means_a_local_folder(url: str) -> None:
 
 
 def test_every_kind_that_is_built_in_is_known() -> None:
-    assert {"file", "s3", "s3+https", "azure", "azure+https", "http", "https"} <= set(schemes())
+    assert {"file", "s3", "s3+https", "azure", "azure+https", "http", "https", "command"} <= set(
+        schemes()
+    )
 
 
 def test_a_name_taken_from_a_url_holds_no_credentials() -> None:
