@@ -150,14 +150,12 @@ class Program:
                         self.errors = (self.errors + data)[-_TAIL:]
                         continue
                     yield data
-                    # The time that our reader took is not the program's.
-                    lively = self._clock()
                 if exited and (not heard or left <= 0):
                     # Not until the pipes are closed: a helper in a session of its own, such as
                     # the master of an ssh connection, may hold them, or fill them, for ever.
                     self.returncode = process.wait()
                     return
-                now = self._clock()
+                now = self._clock()  # after the yield: our reader's time is not the program's
                 if watch is not None and (size := watch()) != watched:
                     watched, heard = size, True
                 if heard:

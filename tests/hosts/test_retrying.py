@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,34 @@ def test_empty_blocks_are_no_progress(tmp_path: Path) -> None:
     with pytest.raises(HostUnavailable):
         b"".join(retrying(host).get(host.location("k")))
     assert len(host.gets) == 4
+
+
+def test_asking_whether_to_go_on_is_no_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    tries = 0
+
+    class Stuck(FolderHost):
+        def put(self, *args: object, **more: object) -> ObjectInfo:
+            nonlocal now, tries
+            now += 30
+            tries += 1
+            more["on_bytes"](0)  # type: ignore[operator]
+            raise HostUnavailable("no sign of life", host=self.name, operation="put")
+
+    def clock() -> float:
+        return now
+
+    monkeypatch.setattr("cloudmanager.hosts.retrying.time", SimpleNamespace(monotonic=clock))
+    policy = Policy(
+        Backoff(initial=0.0, maximum=0.0), max_retries=9, give_up_after=60.0, attempt=20.0
+    )
+    retrier = Retrier(policy, clock=clock, sleep=lambda _seconds: None)
+    host = RetryingHost(Stuck("stuck", tmp_path), retrier)
+    with pytest.raises(HostUnavailable):
+        host.put("aa/x", BytesSource(bytes(33 * 1024 * 1024)), sha256="")
+    assert tries == 2
 
 
 def test_a_listing_that_breaks_goes_on_after_the_last_key(tmp_path: Path) -> None:
