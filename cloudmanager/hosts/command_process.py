@@ -186,8 +186,8 @@ class Program:
         return process.poll() is not None
 
     def _signal(self, number: signal.Signals) -> None:
-        if sys.platform == "linux" and self._running().returncode is not None:
-            return  # its group was ended when it was reaped
+        if self.returncode is not None:
+            return  # its group was ended before it was reaped; the number may be another's now
         # macOS says EPERM for a group of which only the dead leader is left.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._running().pid, number)
