@@ -1,0 +1,559 @@
+"""A collection on a WebDAV server (RFC 4918) as a host: Nextcloud, ownCloud, Apache, rclone, …"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cloudmanager.errors import (
+    AccessDenied,
+    ConfigurationError,
+    ContainerNotFound,
+    HostError,
+    HostUnavailable,
+    IntegrityError,
+    ObjectNotFound,
+)
+from cloudmanager.hosts.base import Host, OnBytes
+from cloudmanager.hosts.http_answers import body_of, content_range, http_date
+from cloudmanager.hosts.webdav_answers import ASK, ASK_RIGHTS, Member, members
+from cloudmanager.hosts.webdav_options import WebdavOptions
+from cloudmanager.hosts.webdav_place import TEMPORARY, Place, Segments, is_temporary, why_no_key
+from cloudmanager.hosts.webdav_wire import NoAnswer, UploadBody, Wire
+from cloudmanager.model import Capabilities, ObjectInfo
+from cloudmanager.source import Source
+
+__all__ = ["WebdavHost", "open_webdav"]
+
+_BLOCK = 64 * 1024
+_ONE = 1024 * 1024
+_LARGEST_LISTING = 512 * 1024 * 1024
+"""Bytes of XML about one collection: more than half a million members, at 1 KiB for each."""
+_DEEPEST = 100
+_TIDYING = 5.0
+"""Seconds for removing what a failed upload left: the failure is what the caller waits for."""
+_STORED = {200, 201, 204}
+_MAY_WRITE = {"DAV: all", "DAV: write", "DAV: write-content", "DAV: bind"}
+
+
+def open_webdav(name: str, url: str, options: Mapping[str, Any]) -> WebdavHost:
+    """``webdav+https://server/path`` or ``webdav+http://…``. No network I/O.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown option, one that does not fit, or another URL.
+    """
+    parsed = WebdavOptions.parse(name, options)
+    places = []
+    for each in (url, *parsed.aliases):
+        try:
+            places.append(Place.parse(each))
+        except ValueError as exc:
+            raise ConfigurationError(f"host {name}: not the URL of a WebDAV host: {exc}") from exc
+    return WebdavHost(name, places[0], parsed, aliases=places[1:])
+
+
+class WebdavHost(Host):
+    """Objects as files below one collection, which must exist.
+
+    An object is sent under a temporary name into the collection where it belongs, looked at,
+    and moved to its name: what is there under a key is whole. What proves an upload: that the
+    server acknowledged it and tells the right size, and the right SHA-256 where it tells
+    one. An upload whose acknowledgement was lost is taken for stored only when the server's
+    SHA-256 says so, or the bytes, read back, have the hash. A lost acknowledgement of the
+    move is settled by the temporary name having gone, which nothing else makes it do.
+
+    Checksums are the server's (``oc:checksums`` of ownCloud's family), never told to it by us.
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(
+        self, name: str, place: Place, options: WebdavOptions, *, aliases: Iterable[Place] = ()
+    ) -> None:
+        self.name = name
+        self.place = place
+        self.options = options
+        self._aliases = tuple(aliases)
+        self._wire = Wire(name, place, options)
+        self._known: set[Segments] = set()
+
+    # -- the contract ------------------------------------------------------------------
+
+    def put(
+        self,
+        key: str,
+        source: Source,
+        *,
+        sha256: str,
+        filename: str | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> ObjectInfo:
+        location = self.location(key)
+        if why := why_no_key(key):
+            raise self._wire.error(HostError, why, "put", location)
+        below = tuple(key.split("/"))
+        self._make_collection(below[:-1], location)
+        temporary = (*below[:-1], TEMPORARY + uuid.uuid4().hex)
+        try:
+            found = self._send(temporary, source, sha256, on_bytes, location)
+            self._move(temporary, below, source.size, location)
+        except Exception:
+            self._discard(temporary, location)
+            raise
+        # Not its etag: that was the one under the temporary name.
+        return ObjectInfo(
+            location=location,
+            key=key,
+            size=source.size,
+            checksum=found.checksum,
+            modified=found.modified,
+        )
+
+    def get(self, location: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        yield from self._read(self._below(location, "get"), offset, length, "get", location)
+
+    def _read(
+        self, below: Segments, offset: int, length: int | None, operation: str, location: str
+    ) -> Iterator[bytes]:
+        if length == 0:
+            return
+        headers = {}
+        if offset or length is not None:
+            last = "" if length is None else str(offset + length - 1)
+            headers["Range"] = f"bytes={offset}-{last}"
+        with self._wire.request("GET", below, operation, location, headers=headers) as response:
+            if response.status_code == 416 and headers:
+                total = content_range(response)[2]
+                if total is None or offset >= total:
+                    return
+            if response.status_code in (404, 410):
+                self._require_base(operation)
+            self._wire.expect(response, {200, 206}, operation, location)
+            yield from body_of(response, offset, length)
+
+    def stat(self, location: str) -> ObjectInfo:
+        below = self._below(location, "stat")
+        found = self._look(below, "stat", location)
+        if found is None:
+            self._require_base("stat")
+            raise self._wire.error(ObjectNotFound, "no such object", "stat", location)
+        if found.collection:
+            raise self._wire.error(
+                ObjectNotFound, "what is there is a collection", "stat", location
+            )
+        return self._info("/".join(below), found, "stat")
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        start = tuple(prefix.split("/")[:-1])
+        if why_no_key("/".join((*start, "x"))):
+            start = ()  # nothing can be there, and what is asked for is only ours
+        for below, found in self._walk(start, _raw(prefix), _raw(after), "list"):
+            if not any(is_temporary(each) for each in below):
+                yield self._info("/".join(below), found, "list")
+
+    def delete(self, locations: Iterable[str]) -> None:
+        base_seen = False
+        for location in locations:
+            below = self._below(location, "delete")
+            # Looked at first: DELETE of a collection takes everything below it along.
+            found = self._look(below, "delete", location)
+            if found is None:
+                if not base_seen:
+                    self._require_base("delete")
+                base_seen = True
+                continue
+            base_seen = True
+            if found.collection:
+                raise self._wire.error(
+                    HostError,
+                    "what is there is a collection, which was left alone",
+                    "delete",
+                    location,
+                )
+            self._delete(below, "delete", location)
+
+    def owns(self, location: str) -> bool:
+        return self._key(location) is not None
+
+    def location(self, key: str) -> str:
+        return self.place.location(tuple(key.split("/")))
+
+    def check(self) -> None:
+        """The collection is there and ours to read; and to write, where the server tells."""
+        found = self._require_base("check", ASK_RIGHTS)
+        if found.rights and not found.rights & _MAY_WRITE:
+            raise self._wire.error(
+                AccessDenied,
+                "the user may only read there; give write permission on the server",
+                "check",
+                self.place.url,
+            )
+
+    def clean(self, *, older_than: timedelta) -> Iterator[str]:
+        """Delete what killed processes left under temporary names.
+
+        Their age is by the server's clock, and counts from the last byte that came in.
+        """
+        for below, found in self._walk((), b"", b"", "clean"):
+            now = found.seen or datetime.now(UTC)
+            if not is_temporary(below[-1]) or found.modified is None:
+                continue
+            if now - found.modified >= older_than:
+                location = self.place.location(below)
+                self._delete(below, "clean", location)
+                yield f"removed the unfinished upload {location}"
+
+    def close(self) -> None:
+        self._wire.close()
+
+    # -- putting -------------------------------------------------------------------------
+
+    def _send(
+        self,
+        temporary: Segments,
+        source: Source,
+        sha256: str,
+        on_bytes: OnBytes | None,
+        location: str,
+    ) -> Member:
+        """Upload under the temporary name; what the server then has there, and it is right."""
+        lost: NoAnswer | None = None
+        try:
+            if not self._upload(temporary, source, sha256, on_bytes, location):
+                # Somebody removed the collection that we remembered.
+                self._require_base("put")
+                self._known.clear()
+                self._make_collection(temporary[:-1], location)
+                if not self._upload(temporary, source, sha256, on_bytes, location):
+                    raise self._wire.failure(409, "PUT", "put", location)
+        except _Unacknowledged as exc:
+            lost = exc.reason
+        found = self._look_after(lost, temporary, location)
+        told = found.checksum if found and found.checksum else None
+        proven = told is not None and told.kind == "sha256"
+        wrong = ""
+        if found is None or found.collection:
+            wrong = "the server does not have what it acknowledged"
+        elif found.size != source.size:
+            wrong = f"the server has {found.size} bytes instead of the {source.size} sent"
+        elif told is not None and proven and told.value != sha256:
+            wrong = "what the server has does not have the SHA-256 of what was sent"
+        if lost is not None and not wrong and not proven:
+            # The size alone is no proof: some servers reserve it, and a gateway that gave up
+            # may still be writing.
+            digest = hashlib.sha256()
+            with self._else(lost):
+                for block in self._read(temporary, 0, None, "put", location):
+                    digest.update(block)
+            wrong = "" if digest.hexdigest() == sha256 else "it was not stored"
+        if wrong and lost is not None:
+            raise lost
+        if wrong or found is None:
+            raise self._wire.error(IntegrityError, f"{wrong}; upload it again", "put", location)
+        return found
+
+    def _upload(
+        self,
+        temporary: Segments,
+        source: Source,
+        sha256: str,
+        on_bytes: OnBytes | None,
+        location: str,
+    ) -> bool:
+        """One PUT. False when its collection is missing; `_Unacknowledged` when it may be done."""
+        body = UploadBody(source, sha256, on_bytes)
+        with contextlib.closing(body):
+            if not source.size:
+                body.read()  # nobody else would, and it might have grown
+            try:
+                with self._wire.request("PUT", temporary, "put", location, body=body) as response:
+                    if response.status_code in (404, 409):
+                        return False
+                    self._wire.expect(response, _STORED, "put", location)
+            except NoAnswer as exc:
+                if not body.sent:
+                    raise
+                raise _Unacknowledged(exc) from exc
+            body.report()
+        return True
+
+    def _move(self, temporary: Segments, below: Segments, size: int, location: str) -> None:
+        """Give the upload its name, in the place of whatever object has it.
+
+        First without replacing anything: MOVE onto a collection would delete all that is in
+        it. Never repeated: some servers remove the target before they find the source missing.
+        """
+        status = self._try_move(temporary, below, size, location, overwrite="F")
+        if status == 412:
+            found = self._look(below, "put", location)
+            if found is not None and found.collection:
+                raise self._wire.error(
+                    HostError,
+                    "a collection has that name on the server; it was left alone",
+                    "put",
+                    location,
+                )
+            status = self._try_move(temporary, below, size, location, overwrite="T")
+        if status in (404, 409, 412):
+            raise self._wire.error(
+                HostUnavailable,
+                f"the upload could not be moved to its name (status {status}); somebody changed "
+                "the collection meanwhile",
+                "put",
+                location,
+            )
+
+    def _try_move(
+        self, temporary: Segments, below: Segments, size: int, location: str, *, overwrite: str
+    ) -> int:
+        headers = {"Destination": self.place.request_url(below), "Overwrite": overwrite}
+        try:
+            with self._wire.request(
+                "MOVE", temporary, "put", location, headers=headers
+            ) as response:
+                self._wire.expect(response, {*_STORED, 404, 409, 412}, "put", location)
+                return response.status_code
+        except NoAnswer as exc:
+            with self._else(exc):
+                there = self._look(below, "put", location)
+                moved = self._look(temporary, "put", location) is None
+            if not moved or there is None or there.collection or there.size != size:
+                raise
+            return 204
+
+    def _look_after(self, lost: NoAnswer | None, below: Segments, location: str) -> Member | None:
+        with self._else(lost):
+            return self._look(below, "put", location)
+
+    @contextlib.contextmanager
+    def _else(self, reason: NoAnswer | None) -> Iterator[None]:
+        """While settling what became of a request: what goes wrong leaves it unanswered."""
+        try:
+            yield
+        except HostError as exc:
+            if reason is None:
+                raise
+            raise reason from exc
+
+    def _make_collection(self, below: Segments, location: str) -> None:
+        """Make a collection and those above it, unless they are there. Any number may race."""
+        if not below or below in self._known:
+            return
+        for last_try in (False, True):
+            with self._wire.request("MKCOL", below, "put", location, collection=True) as response:
+                status = response.status_code
+                if status in (408, 425, 429) or status >= 500:
+                    self._wire.expect(response, (), "put", location)
+            # 405 is what the standard wants for one that is there; servers differ.
+            if status in (*_STORED, 405) or self._is_collection(below, location):
+                break
+            if status not in (404, 409) or last_try:
+                raise self._wire.failure(status, "MKCOL", "put", location)
+            if len(below) == 1:
+                self._require_base("put")
+            self._known.discard(below[:-1])
+            self._make_collection(below[:-1], location)
+        self._known.add(below)
+
+    def _is_collection(self, below: Segments, location: str) -> bool:
+        found = self._look(below, "put", location, collection=True)
+        return found is not None and found.collection
+
+    def _discard(self, temporary: Segments, location: str) -> None:
+        """Remove what a failed upload left, if that can be had; else `clean` finds it."""
+        with contextlib.suppress(HostError):  # the reason to fail is the one to report
+            limit = min(_TIDYING, self.options.time_limit)
+            self._delete(temporary, "put", location, time_limit=limit)
+
+    # -- looking -------------------------------------------------------------------------
+
+    def _look(
+        self,
+        below: Segments,
+        operation: str,
+        location: str,
+        *,
+        collection: bool = False,
+        question: bytes = ASK,
+    ) -> Member | None:
+        """What is there, None when nothing is."""
+        found = None
+        # To its end, so that the connection can serve the next request.
+        for _, member in self._propfind(
+            below, operation, location, depth=0, collection=collection, question=question
+        ):
+            found = member
+        return found
+
+    def _propfind(
+        self,
+        below: Segments,
+        operation: str,
+        location: str,
+        *,
+        depth: int,
+        collection: bool,
+        question: bytes = ASK,
+    ) -> Iterator[tuple[Segments, Member]]:
+        """What the server says of a resource (and its members); nothing when it is not there.
+
+        An answer that does not name the resource itself is an error: else a server behind a
+        proxy that changes its paths would seem to be empty.
+        """
+        headers = {"Depth": str(depth), "Content-Type": 'application/xml; charset="utf-8"'}
+        with self._wire.request(
+            "PROPFIND",
+            below,
+            operation,
+            location,
+            collection=collection,
+            headers=headers,
+            body=question,
+        ) as response:
+            if response.status_code in (404, 410):
+                return
+            self._wire.expect(response, {207}, operation, location)
+            seen = http_date(response.headers.get("Date"))
+            asked = self.place.request_url(below, collection=collection)
+            itself = False
+            blocks = response.iter_content(_BLOCK)
+            limit = _LARGEST_LISTING if depth else _ONE
+            for member in members(blocks, limit=limit, seen=seen):
+                name = self.place.href(member.href, asked)
+                if name is None or name[: len(below)] != below or len(name) > len(below) + depth:
+                    continue
+                itself = itself or name == below
+                if member.status in (404, 410):
+                    continue  # gone since the server began to answer
+                if member.status != 200:
+                    there = self.place.request_url(name)
+                    raise self._wire.failure(member.status, "PROPFIND", operation, there)
+                yield name, member
+            if not itself:
+                raise self._wire.error(
+                    HostError,
+                    "the server answers about other paths than the one asked for; is a proxy "
+                    "in front of it that changes them?",
+                    operation,
+                    location,
+                )
+
+    def _require_base(self, operation: str, question: bytes = ASK) -> Member:
+        url = self.place.url
+        found = self._look((), operation, url, collection=True, question=question)
+        if found is None:
+            raise self._wire.error(
+                ContainerNotFound, "there is no such collection; make it first", operation, url
+            )
+        if not found.collection:
+            raise self._wire.error(
+                ContainerNotFound, "what is there is no collection", operation, url
+            )
+        return found
+
+    def _walk(
+        self,
+        start: Segments,
+        prefix: bytes,
+        after: bytes,
+        operation: str,
+        *,
+        depth: int = 0,
+    ) -> Iterator[tuple[Segments, Member]]:
+        """Files below `start`, in the order of their keys' bytes.
+
+        Level by level: many servers refuse ``Depth: infinity``, and its answer knows no
+        order. A collection sorts as its name and a slash (``a.txt`` before ``a/b``), so that
+        the whole keys come out in their order.
+        """
+        location = self.place.request_url(start, collection=True)
+        found: dict[bytes, tuple[Segments, Member]] = {}
+        is_collection = False
+        for below, member in self._propfind(start, operation, location, depth=1, collection=True):
+            if below == start:
+                is_collection = member.collection
+                continue
+            key = _raw("/".join(below)) + (b"/" if member.collection else b"")
+            found[key] = (below, member)
+        if not is_collection:
+            self._require_base(operation)
+            if depth:  # it was one a moment ago: a short list must not pass for a whole one
+                raise self._wire.error(
+                    HostUnavailable,
+                    "a collection went away while it was listed; list again",
+                    operation,
+                    location,
+                )
+            return
+        if depth > _DEEPEST:
+            raise self._wire.error(
+                HostError, "collections are nested too deeply", operation, location
+            )
+        for key in sorted(found):
+            below, member = found[key]
+            if not member.collection:
+                if key.startswith(prefix) and key > after:
+                    yield below, member
+            elif key.startswith(prefix) or prefix.startswith(key):
+                # All keys below `key` start with it: they can only be past `after` when the
+                # collection sorts after it, or `after` lies inside it.
+                if key > after or after.startswith(key):
+                    yield from self._walk(below, prefix, after, operation, depth=depth + 1)
+
+    # -- how -----------------------------------------------------------------------------
+
+    def _delete(
+        self, below: Segments, operation: str, location: str, *, time_limit: float | None = None
+    ) -> None:
+        with self._wire.request(
+            "DELETE", below, operation, location, time_limit=time_limit
+        ) as response:
+            self._wire.expect(response, {200, 202, 204, 404, 410}, operation, location)
+
+    def _info(self, key: str, found: Member, operation: str) -> ObjectInfo:
+        location = self.location(key)
+        if found.size is None:
+            raise self._wire.error(
+                HostError, "the server does not tell the size", operation, location
+            )
+        return ObjectInfo(
+            location=location,
+            key=key,
+            size=found.size,
+            checksum=found.checksum,
+            modified=found.modified,
+            etag=found.etag,
+        )
+
+    def _key(self, location: str) -> Segments | None:
+        for place in (self.place, *self._aliases):
+            below = place.below(location)
+            if below is not None and not why_no_key("/".join(below)):
+                return below
+        return None
+
+    def _below(self, location: str, operation: str) -> Segments:
+        below = self._key(location)
+        if below is None:
+            raise self._wire.error(
+                HostError, "the location is not on this host", operation, location
+            )
+        return below
+
+
+class _Unacknowledged(Exception):
+    """All of a file was sent, and no answer came."""
+
+    def __init__(self, reason: NoAnswer) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
