@@ -12,28 +12,23 @@ from typing import Any
 from cloudmanager.errors import (
     AccessDenied,
     ConfigurationError,
-    ContainerNotFound,
     HostError,
     HostUnavailable,
     IntegrityError,
     ObjectNotFound,
 )
 from cloudmanager.hosts.base import Host, OnBytes
-from cloudmanager.hosts.http_answers import body_of, content_range, http_date
-from cloudmanager.hosts.webdav_answers import ASK, ASK_RIGHTS, Member, members
+from cloudmanager.hosts.http_answers import body_of, content_range
+from cloudmanager.hosts.webdav_answers import ASK_RIGHTS, Member
 from cloudmanager.hosts.webdav_options import WebdavOptions
 from cloudmanager.hosts.webdav_place import TEMPORARY, Place, Segments, is_temporary, why_no_key
+from cloudmanager.hosts.webdav_tree import Tree, raw_key
 from cloudmanager.hosts.webdav_wire import NoAnswer, UploadBody, Wire
 from cloudmanager.model import Capabilities, ObjectInfo
 from cloudmanager.source import Source
 
 __all__ = ["WebdavHost", "open_webdav"]
 
-_BLOCK = 64 * 1024
-_ONE = 1024 * 1024
-_LARGEST_LISTING = 512 * 1024 * 1024
-"""Bytes of XML about one collection: more than half a million members, at 1 KiB for each."""
-_DEEPEST = 100
 _TIDYING = 5.0
 """Seconds for removing what a failed upload left: the failure is what the caller waits for."""
 _STORED = {200, 201, 204}
@@ -81,6 +76,7 @@ class WebdavHost(Host):
         self.options = options
         self._aliases = tuple(aliases)
         self._wire = Wire(name, place, options)
+        self._tree = Tree(place, self._wire)
         self._known: set[Segments] = set()
 
     # -- the contract ------------------------------------------------------------------
@@ -133,15 +129,15 @@ class WebdavHost(Host):
                 if total is None or offset >= total:
                     return
             if response.status_code in (404, 410):
-                self._require_base(operation)
+                self._tree.require_base(operation)
             self._wire.expect(response, {200, 206}, operation, location)
             yield from body_of(response, offset, length)
 
     def stat(self, location: str) -> ObjectInfo:
         below = self._below(location, "stat")
-        found = self._look(below, "stat", location)
+        found = self._tree.look(below, "stat", location)
         if found is None:
-            self._require_base("stat")
+            self._tree.require_base("stat")
             raise self._wire.error(ObjectNotFound, "no such object", "stat", location)
         if found.collection:
             raise self._wire.error(
@@ -153,7 +149,7 @@ class WebdavHost(Host):
         start = tuple(prefix.split("/")[:-1])
         if why_no_key("/".join((*start, "x"))):
             start = ()  # nothing can be there, and what is asked for is only ours
-        for below, found in self._walk(start, _raw(prefix), _raw(after), "list"):
+        for below, found in self._tree.walk(start, raw_key(prefix), raw_key(after), "list"):
             if not any(is_temporary(each) for each in below):
                 yield self._info("/".join(below), found, "list")
 
@@ -162,10 +158,10 @@ class WebdavHost(Host):
         for location in locations:
             below = self._below(location, "delete")
             # Looked at first: DELETE of a collection takes everything below it along.
-            found = self._look(below, "delete", location)
+            found = self._tree.look(below, "delete", location)
             if found is None:
                 if not base_seen:
-                    self._require_base("delete")
+                    self._tree.require_base("delete")
                 base_seen = True
                 continue
             base_seen = True
@@ -186,7 +182,7 @@ class WebdavHost(Host):
 
     def check(self) -> None:
         """The collection is there and ours to read; and to write, where the server tells."""
-        found = self._require_base("check", ASK_RIGHTS)
+        found = self._tree.require_base("check", ASK_RIGHTS)
         if found.rights and not found.rights & _MAY_WRITE:
             raise self._wire.error(
                 AccessDenied,
@@ -200,7 +196,7 @@ class WebdavHost(Host):
 
         Their age is by the server's clock, and counts from the last byte that came in.
         """
-        for below, found in self._walk((), b"", b"", "clean"):
+        for below, found in self._tree.walk((), b"", b"", "clean"):
             now = found.seen or datetime.now(UTC)
             if not is_temporary(below[-1]) or found.modified is None:
                 continue
@@ -227,7 +223,7 @@ class WebdavHost(Host):
         try:
             if not self._upload(temporary, source, sha256, on_bytes, location):
                 # Somebody removed the collection that we remembered.
-                self._require_base("put")
+                self._tree.require_base("put")
                 self._known.clear()
                 self._make_collection(temporary[:-1], location)
                 if not self._upload(temporary, source, sha256, on_bytes, location):
@@ -291,7 +287,7 @@ class WebdavHost(Host):
         """
         status = self._try_move(temporary, below, size, location, overwrite="F")
         if status == 412:
-            found = self._look(below, "put", location)
+            found = self._tree.look(below, "put", location)
             if found is not None and found.collection:
                 raise self._wire.error(
                     HostError,
@@ -321,15 +317,15 @@ class WebdavHost(Host):
                 return response.status_code
         except NoAnswer as exc:
             with self._else(exc):
-                there = self._look(below, "put", location)
-                moved = self._look(temporary, "put", location) is None
+                there = self._tree.look(below, "put", location)
+                moved = self._tree.look(temporary, "put", location) is None
             if not moved or there is None or there.collection or there.size != size:
                 raise
             return 204
 
     def _look_after(self, lost: NoAnswer | None, below: Segments, location: str) -> Member | None:
         with self._else(lost):
-            return self._look(below, "put", location)
+            return self._tree.look(below, "put", location)
 
     @contextlib.contextmanager
     def _else(self, reason: NoAnswer | None) -> Iterator[None]:
@@ -356,13 +352,13 @@ class WebdavHost(Host):
             if status not in (404, 409) or last_try:
                 raise self._wire.failure(status, "MKCOL", "put", location)
             if len(below) == 1:
-                self._require_base("put")
+                self._tree.require_base("put")
             self._known.discard(below[:-1])
             self._make_collection(below[:-1], location)
         self._known.add(below)
 
     def _is_collection(self, below: Segments, location: str) -> bool:
-        found = self._look(below, "put", location, collection=True)
+        found = self._tree.look(below, "put", location, collection=True)
         return found is not None and found.collection
 
     def _discard(self, temporary: Segments, location: str) -> None:
@@ -370,141 +366,6 @@ class WebdavHost(Host):
         with contextlib.suppress(HostError):  # the reason to fail is the one to report
             limit = min(_TIDYING, self.options.time_limit)
             self._delete(temporary, "put", location, time_limit=limit)
-
-    # -- looking -------------------------------------------------------------------------
-
-    def _look(
-        self,
-        below: Segments,
-        operation: str,
-        location: str,
-        *,
-        collection: bool = False,
-        question: bytes = ASK,
-    ) -> Member | None:
-        """What is there, None when nothing is."""
-        found = None
-        # To its end, so that the connection can serve the next request.
-        for _, member in self._propfind(
-            below, operation, location, depth=0, collection=collection, question=question
-        ):
-            found = member
-        return found
-
-    def _propfind(
-        self,
-        below: Segments,
-        operation: str,
-        location: str,
-        *,
-        depth: int,
-        collection: bool,
-        question: bytes = ASK,
-    ) -> Iterator[tuple[Segments, Member]]:
-        """What the server says of a resource (and its members); nothing when it is not there.
-
-        An answer that does not name the resource itself is an error: else a server behind a
-        proxy that changes its paths would seem to be empty.
-        """
-        headers = {"Depth": str(depth), "Content-Type": 'application/xml; charset="utf-8"'}
-        with self._wire.request(
-            "PROPFIND",
-            below,
-            operation,
-            location,
-            collection=collection,
-            headers=headers,
-            body=question,
-        ) as response:
-            if response.status_code in (404, 410):
-                return
-            self._wire.expect(response, {207}, operation, location)
-            seen = http_date(response.headers.get("Date"))
-            asked = self.place.request_url(below, collection=collection)
-            itself = False
-            blocks = response.iter_content(_BLOCK)
-            limit = _LARGEST_LISTING if depth else _ONE
-            for member in members(blocks, limit=limit, seen=seen):
-                name = self.place.href(member.href, asked)
-                if name is None or name[: len(below)] != below or len(name) > len(below) + depth:
-                    continue
-                itself = itself or name == below
-                if member.status in (404, 410):
-                    continue  # gone since the server began to answer
-                if member.status != 200:
-                    there = self.place.request_url(name)
-                    raise self._wire.failure(member.status, "PROPFIND", operation, there)
-                yield name, member
-            if not itself:
-                raise self._wire.error(
-                    HostError,
-                    "the server answers about other paths than the one asked for; is a proxy "
-                    "in front of it that changes them?",
-                    operation,
-                    location,
-                )
-
-    def _require_base(self, operation: str, question: bytes = ASK) -> Member:
-        url = self.place.url
-        found = self._look((), operation, url, collection=True, question=question)
-        if found is None:
-            raise self._wire.error(
-                ContainerNotFound, "there is no such collection; make it first", operation, url
-            )
-        if not found.collection:
-            raise self._wire.error(
-                ContainerNotFound, "what is there is no collection", operation, url
-            )
-        return found
-
-    def _walk(
-        self,
-        start: Segments,
-        prefix: bytes,
-        after: bytes,
-        operation: str,
-        *,
-        depth: int = 0,
-    ) -> Iterator[tuple[Segments, Member]]:
-        """Files below `start`, in the order of their keys' bytes.
-
-        Level by level: many servers refuse ``Depth: infinity``, and its answer knows no
-        order. A collection sorts as its name and a slash (``a.txt`` before ``a/b``), so that
-        the whole keys come out in their order.
-        """
-        location = self.place.request_url(start, collection=True)
-        found: dict[bytes, tuple[Segments, Member]] = {}
-        is_collection = False
-        for below, member in self._propfind(start, operation, location, depth=1, collection=True):
-            if below == start:
-                is_collection = member.collection
-                continue
-            key = _raw("/".join(below)) + (b"/" if member.collection else b"")
-            found[key] = (below, member)
-        if not is_collection:
-            self._require_base(operation)
-            if depth:  # it was one a moment ago: a short list must not pass for a whole one
-                raise self._wire.error(
-                    HostUnavailable,
-                    "a collection went away while it was listed; list again",
-                    operation,
-                    location,
-                )
-            return
-        if depth > _DEEPEST:
-            raise self._wire.error(
-                HostError, "collections are nested too deeply", operation, location
-            )
-        for key in sorted(found):
-            below, member = found[key]
-            if not member.collection:
-                if key.startswith(prefix) and key > after:
-                    yield below, member
-            elif key.startswith(prefix) or prefix.startswith(key):
-                # All keys below `key` start with it: they can only be past `after` when the
-                # collection sorts after it, or `after` lies inside it.
-                if key > after or after.startswith(key):
-                    yield from self._walk(below, prefix, after, operation, depth=depth + 1)
 
     # -- how -----------------------------------------------------------------------------
 
@@ -553,7 +414,3 @@ class _Unacknowledged(Exception):
     def __init__(self, reason: NoAnswer) -> None:
         super().__init__(str(reason))
         self.reason = reason
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

@@ -227,8 +227,8 @@ class Wire:
             target = origin_of(urljoin(response.url, response.headers.get("Location", "")))
             raise self.error(
                 HostError,
-                f"the server redirects {method} to {target or 'something else than http(s)'}, which "
-                "was not followed; give the host the URL where its files really are",
+                f"the server redirects {method} to {target or 'something else than http(s)'}, and "
+                "that was not followed; give the host the URL where its files really are",
                 operation,
                 location,
             )
