@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from cloudmanager.source import Source
 
 __all__ = ["WebdavHost", "open_webdav"]
 
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]+\Z")
 _TIDYING = 5.0
 """Seconds for removing what a failed upload left: the failure is what the caller waits for."""
 _STORED = {200, 201, 204}
@@ -99,6 +101,8 @@ class WebdavHost(Host):
         try:
             found = self._send(temporary, source, sha256, on_bytes, location)
             self._move(temporary, below, source.size, location)
+            if not _PLAIN.match(key):
+                self._require_name(below, location)
         except Exception:
             self._discard(temporary, location)
             raise
@@ -322,6 +326,16 @@ class WebdavHost(Host):
             if not moved or there is None or there.collection or there.size != size:
                 raise
             return 204
+
+    def _require_name(self, below: Segments, location: str) -> None:
+        """Some servers misread an encoded name in the header that says where to move."""
+        if self._tree.look(below, "put", location) is None:
+            raise self._wire.error(
+                IntegrityError,
+                "the server stored it under another name; use letters, digits, '.', '_' and '-'",
+                "put",
+                location,
+            )
 
     def _look_after(self, lost: NoAnswer | None, below: Segments, location: str) -> Member | None:
         with self._else(lost):

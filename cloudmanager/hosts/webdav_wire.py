@@ -49,7 +49,8 @@ _WORDS: Mapping[int, tuple[type[HostError], str]] = {
     404: (ObjectNotFound, "no such object"),
     410: (ObjectNotFound, "no such object"),
     413: (HostError, "the file is larger than the server takes (status 413); raise its limit"),
-    423: (HostError, "it is locked by another client (status 423); unlock it on the server"),
+    # Most locks are held for no longer than the request of somebody else.
+    423: (HostUnavailable, "it is locked by another client (status 423); unlock it if it stays so"),
     507: (HostFull, "the server has no room left (status 507); free some or choose another host"),
 }
 _NOT_DAV = {200, 405, 501}

@@ -63,7 +63,10 @@ class WsgiDav(WebdavServer):
     """Everything behind its back is seen at once."""
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("wsgidav") is None or importlib.util.find_spec("cheroot") is None:
+        if (
+            importlib.util.find_spec("wsgidav") is None
+            or importlib.util.find_spec("cheroot") is None
+        ):
             raise ServerMissing("wsgidav", "pip install wsgidav cheroot")
         self._process = server_process("wsgidav", _wsgidav, prepare=_prepare)
         self.directory = self._process.directory / "files"
