@@ -22,6 +22,7 @@ from cloudmanager.cli.setup_db import main as setup_db
 from cloudmanager.hosts.azure_account import AzureOptions
 from cloudmanager.hosts.http import HttpOptions
 from cloudmanager.hosts.s3_options import S3Options
+from cloudmanager.hosts.webdav_options import WebdavOptions
 from cloudmanager.manager import CloudManager
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +101,8 @@ def test_every_setting_is_documented_with_its_variable_and_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "options"), [("S3", S3Options), ("Azure", AzureOptions), ("HTTP", HttpOptions)]
+    ("title", "options"),
+    [("S3", S3Options), ("Azure", AzureOptions), ("HTTP", HttpOptions), ("WebDAV", WebdavOptions)],
 )
 def test_every_option_of_a_host_is_documented_and_no_other(title: str, options: type) -> None:
     text = section((ROOT / "docs/hosts.md").read_text("utf-8"), title)

@@ -40,6 +40,15 @@ ASK_RIGHTS = _question("<d:current-user-privilege-set/>")
 """What we may do with a collection as well, where the server says so (RFC 3744)."""
 
 _DEEPEST = 64
+_ENDED_EARLY = {
+    expat.errors.codes[each]
+    for each in (
+        expat.errors.XML_ERROR_NO_ELEMENTS,
+        expat.errors.XML_ERROR_UNCLOSED_TOKEN,
+        expat.errors.XML_ERROR_PARTIAL_CHAR,
+        expat.errors.XML_ERROR_UNCLOSED_CDATA_SECTION,
+    )
+}
 _LONGEST_TEXT = 64 * 1024
 _WANTED = {
     f"{_DAV}href",
@@ -103,14 +112,13 @@ def members(
                 raise WrongAnswer(HostError, f"the answer has more than {limit} bytes of XML")
             parser.Parse(block, False)
             yield from reader.take()
+        parser.Parse(b"", True)
     except expat.ExpatError as exc:
+        if exc.code in _ENDED_EARLY:
+            raise WrongAnswer(HostUnavailable, "the answer ended early") from exc
         raise WrongAnswer(
             HostError, "the answer is not the XML of a WebDAV server; is the URL right?"
         ) from exc
-    try:
-        parser.Parse(b"", True)
-    except expat.ExpatError as exc:
-        raise WrongAnswer(HostUnavailable, "the answer ended early") from exc
     yield from reader.take()
     if not reader.is_multistatus:
         raise WrongAnswer(HostError, "the answer is not the XML of a WebDAV server")

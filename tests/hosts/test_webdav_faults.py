@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hosts.test_webdav import CREDENTIALS, DATA, files, make_host, put, read, seen
+from manager.world import sha
 
 from cloudmanager.errors import (
     AccessDenied,
@@ -26,9 +27,10 @@ from cloudmanager.hosts.http_answers import WrongAnswer
 from cloudmanager.hosts.retrying import RetryingHost
 from cloudmanager.hosts.webdav import WebdavHost
 from cloudmanager.hosts.webdav_answers import members
+from cloudmanager.hosts.webdav_place import TEMPORARY
 from cloudmanager.model import Checksum
 from cloudmanager.retry import Backoff, Policy, Retrier
-from manager.world import sha
+from cloudmanager.source import BytesSource
 from servers.proxy import (
     Fault,
     FaultProxy,
@@ -154,10 +156,10 @@ def test_a_server_that_says_nothing_is_unavailable_after_the_time_limit(
     behind: Behind, method: str
 ) -> None:
     host = behind.new(time_limit=0.5)
-    location = put(behind.direct, "6f/there", DATA)
+    put(behind.direct, "6f/there", DATA)
     behind.proxy.plan(hang(60), match=is_(method), times=None)
     with pytest.raises(HostUnavailable, match="no answer in time"):
-        put(host, "6f/x", DATA) if method != "GET" else read(host, location)
+        put(host, "6f/x", DATA) if method != "GET" else read(host, host.location("6f/there"))
     host.close()
 
 
@@ -183,28 +185,24 @@ def test_a_lost_acknowledgement_of_the_upload_is_settled_by_looking(behind: Behi
 
 
 def test_an_unacknowledged_upload_of_the_right_size_and_wrong_bytes_is_not_stored(
-    behind: Behind,
+    wsgidav: WebdavServer, fault_proxy: Callable[[str], FaultProxy]
 ) -> None:
-    broken = bytes(255 - each for each in DATA)
+    behind = Behind(wsgidav, fault_proxy(wsgidav.endpoint))
+    spoiled: list[Path] = []
 
     def spoil(method: str, path: str, _: Any) -> bool:
-        if method == "PROPFIND" and ".cloudmanager-tmp-" in path:
-            for each in behind.folder.rglob(".cloudmanager-tmp-*"):
-                each.write_bytes(broken)
-        return method == "PUT"
+        if method == "PROPFIND" and TEMPORARY in path:
+            spoiled.extend(behind.folder.rglob(f"{TEMPORARY}*"))
+            for each in spoiled:
+                each.write_bytes(bytes(255 - byte for byte in DATA))
+        return False
 
-    behind.proxy.plan(swallow_ack(), match=spoil)
-    behind.proxy.plan(refuse(), match=spoil, times=0)
-    if behind.direct.put("6f/c", _source(b"x"), sha256=sha(b"x")).checksum is None:
-        with pytest.raises(HostUnavailable):
-            put(behind.host, "6f/x", DATA)
-        assert [info.key for info in behind.direct.list()] == ["6f/c"]
-
-
-def _source(data: bytes) -> Any:
-    from cloudmanager.source import BytesSource
-
-    return BytesSource(data)
+    behind.proxy.plan(swallow_ack(), match=is_("PUT"))
+    behind.proxy.plan(refuse(), match=spoil, times=None)
+    with pytest.raises(HostUnavailable):
+        put(behind.host, "6f/x", DATA)
+    assert len(spoiled) == 1
+    assert files(behind.folder) == {}
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
@@ -242,7 +240,7 @@ def test_lost_acknowledgements_of_the_rest_go_well_the_second_time(
     policy = Policy(Backoff(initial=0.01, factor=1.0, maximum=0.01), max_retries=2)
     host = RetryingHost(behind.host, Retrier(policy))
     behind.proxy.plan(swallow_ack(), match=is_(method))
-    location = put(host, "6f/x", DATA)  # type: ignore[arg-type]
+    location = put(host, "6f/x", DATA)
     assert files(behind.folder) == {"6f/x": DATA}
     host.delete([location])
     assert files(behind.folder) == {}
@@ -281,7 +279,7 @@ def test_a_listing_that_ends_early_is_never_a_short_one(
         put(behind.host, f"6f/{name}", b"x")
     for skipped in (0, 1):  # of the collection itself, and of the one below it
         left = iter([False] * skipped + [True] + [False] * 9)
-        behind.proxy.plan(fault(), match=lambda method, *_, left=left: next(left))  # type: ignore[misc]
+        behind.proxy.plan(fault(), match=lambda *_, left=left: next(left))
         with pytest.raises(HostUnavailable):
             list(behind.host.list())
         behind.proxy.clear()
@@ -320,7 +318,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_PUT = do_PROPFIND = do_MOVE = do_MKCOL = do_DELETE = _any  # noqa: N815
+    do_GET = do_PUT = do_PROPFIND = do_MOVE = do_MKCOL = do_DELETE = _any
 
 
 class Fake(http.server.ThreadingHTTPServer):
@@ -507,7 +505,7 @@ def test_credentials_are_never_sent_to_where_a_redirect_leads(fake: Fake, method
     try:
         other.say(method, 200, b"secret of another server")
         fake.say(method, 302, Location=f"http://{other.netloc}/dav/x")
-        with pytest.raises(HostError, match="redirects .* was not followed") as caught:
+        with pytest.raises(HostError, match=r"redirects .* was not followed") as caught:
             if method == "GET":
                 next(fake.host.get(fake.host.location("x")))
             else:
@@ -550,7 +548,7 @@ def test_what_writes_is_never_redirected(fake: Fake, method: str) -> None:
         if method == "DELETE":
             fake.host.delete([fake.host.location("a/x")])
         else:
-            fake.host.put("a/x", _source(b"abc"), sha256=sha(b"abc"))
+            fake.host.put("a/x", BytesSource(b"abc"), sha256=sha(b"abc"))
     assert all("elsewhere" not in path for _, path, _ in fake.seen)
 
 
@@ -559,7 +557,7 @@ def test_an_upload_that_the_server_cut_short_is_never_moved_to_its_name(fake: Fa
     fake.say("DELETE", 204)
     fake.answers["PROPFIND"] = lambda handler: (207, {}, multistatus(resource(handler.path, FILE)))
     with pytest.raises(IntegrityError, match="3 bytes instead of the 4 sent"):
-        fake.host.put("x", _source(b"four"), sha256=sha(b"four"))
+        fake.host.put("x", BytesSource(b"four"), sha256=sha(b"four"))
     assert [method for method, _, _ in fake.seen] == ["PUT", "PROPFIND", "DELETE"]
 
 
@@ -606,19 +604,16 @@ def test_a_server_without_webdav_is_said_to_be_that(fake: Fake, code: int) -> No
     assert not caught.value.retryable
 
 
-def test_no_request_ever_asks_for_more_than_one_level(behind: Behind, tmp_path: Path) -> None:
-    del tmp_path
+def test_no_request_ever_asks_for_more_than_one_level(behind: Behind) -> None:
     put(behind.host, "6f/x/y", b"x")
     depths: set[str | None] = set()
-    behind.proxy.plan(
-        refuse(),
-        match=lambda method, _path, headers: (
-            (
-                depths.add(headers.get("Depth")) if method == "PROPFIND" else None  # type: ignore[func-returns-value]
-            )
-            is not None
-        ),
-    )
+
+    def note(method: str, _path: str, headers: Any) -> bool:
+        if method == "PROPFIND":
+            depths.add(headers.get("Depth"))
+        return False
+
+    behind.proxy.plan(refuse(), match=note, times=None)
     assert [info.key for info in behind.host.list()] == ["6f/x/y"]
     behind.host.check()
     assert depths == {"0", "1"}
