@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.server
 import random
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import test_http
 from hosts.test_webdav import CREDENTIALS, DATA, files, make_host, put, read, seen
 from manager.world import sha
 
@@ -324,8 +326,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Fake(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_side=True)
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         self.answers: dict[str, Callable[[Any], tuple[int, dict[str, str], bytes]]] = {}
         self.netloc = f"127.0.0.1:{self.server_port}"
@@ -517,6 +521,34 @@ def test_credentials_are_never_sent_to_where_a_redirect_leads(fake: Fake, method
         other.host.close()
         other.shutdown()
         other.server_close()
+
+
+certificate = test_http.certificate
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_an_unknown_certificate_is_refused_for_good_unless_the_options_say_otherwise(
+    certificate: Path,
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = Fake(context)
+    try:
+        server.say("PROPFIND", 207, multistatus(ROOT))
+        url = f"webdav+https://{server.netloc}/dav"
+        strict = open_host(url, CREDENTIALS)
+        with pytest.raises(HostError, match="certificate") as caught:
+            strict.check()
+        assert not caught.value.retryable
+        assert server.seen == []
+        for options in ({"ca_bundle": str(certificate)}, {"verify_tls": False}):
+            host = open_host(url, {**CREDENTIALS, **options})
+            host.check()
+            host.close()
+        strict.close()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_redirect_on_the_same_server_is_followed_but_not_for_ever(fake: Fake) -> None:
