@@ -172,7 +172,7 @@ class Wire:
                     method,
                     url,
                     headers=sent,
-                    # An empty one as bytes: requests would send it in chunks.
+                    # An empty one as bytes, so that it is sent with a length and not in chunks.
                     data=body if body else b"",
                     allow_redirects=False,
                     stream=True,
