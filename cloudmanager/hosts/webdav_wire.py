@@ -73,7 +73,6 @@ class UploadBody:
         self._on_bytes = on_bytes
         self._left = source.size
         self._unreported = 0
-        self.error: BaseException | None = None
         with self._its_errors():
             self._file = (
                 source.open() if source.trusted else cast(BinaryIO, HashedReader(source, sha256))
@@ -100,9 +99,10 @@ class UploadBody:
                 data = self._file.read(min(_PIECE, self._left))
             if self._left and not data:
                 raise SourceChanged(f"{self._source} became shorter while it was read")
-        except BaseException as exc:
-            self.error = exc
-            raise
+        except OSError as exc:
+            # A caller's own. urllib3 would take it for one of the network: some it wraps, and
+            # after a broken pipe it waits for an answer.
+            raise _CallerFailed(exc) from exc
         self._left -= len(data)
         self._unreported = len(data)
         return data
@@ -200,11 +200,11 @@ class Wire:
                 )
             yield response
             _drain(response)
+        except _CallerFailed as exc:
+            raise exc.error from None
         except WrongAnswer as exc:
             raise self.error(exc.kind, str(exc), operation, location) from exc
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            if isinstance(body, UploadBody) and body.error is not None:
-                raise body.error from None  # it only went through the network's hands
             kind, message = classify(exc)
             kind = NoAnswer if kind is HostUnavailable else kind
             raise self.error(kind, message, operation, location) from exc
@@ -265,6 +265,14 @@ class Wire:
                     session.mount(scheme, HTTPAdapter(pool_maxsize=64, max_retries=0))
                 self._made = session
             return self._made
+
+
+class _CallerFailed(Exception):
+    """Carries a caller's `OSError` through the libraries; never leaves this module."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
