@@ -19,6 +19,7 @@ from servers.proxy import FaultProxy
 from servers.rclone import RcloneS3
 from servers.required import pytest_sessionfinish, running
 from servers.strict_s3 import StrictS3
+from servers.webdav import RcloneWebdav, WsgiDav
 
 __all__ = ["pytest_sessionfinish"]  # pytest finds its hooks here
 
@@ -58,6 +59,18 @@ def strict_s3() -> Iterator[StrictS3]:
 def azurite() -> Iterator[Azurite]:
     """An Azure Blob server."""
     yield from running(Azurite)
+
+
+@pytest.fixture(scope="session")
+def rclone_webdav() -> Iterator[RcloneWebdav]:
+    """A WebDAV server that tells SHA-256 checksums; its objects are files on disk."""
+    yield from running(RcloneWebdav)
+
+
+@pytest.fixture(scope="session")
+def wsgidav() -> Iterator[WsgiDav]:
+    """A WebDAV server that tells no checksums; its objects are files on disk."""
+    yield from running(WsgiDav)
 
 
 @pytest.fixture(scope="session")

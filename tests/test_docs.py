@@ -23,6 +23,7 @@ from cloudmanager.hosts.azure_account import AzureOptions
 from cloudmanager.hosts.command import CommandOptions
 from cloudmanager.hosts.http import HttpOptions
 from cloudmanager.hosts.s3_options import S3Options
+from cloudmanager.hosts.webdav_options import WebdavOptions
 from cloudmanager.manager import CloudManager
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +107,7 @@ def test_every_setting_is_documented_with_its_variable_and_default() -> None:
         ("S3", S3Options),
         ("Azure", AzureOptions),
         ("HTTP", HttpOptions),
+        ("WebDAV", WebdavOptions),
         ("Command", CommandOptions),
     ],
 )

@@ -31,6 +31,8 @@ _BUILT_IN = {
     "azure": "cloudmanager.hosts.azure:open_azure",
     "azure+https": "cloudmanager.hosts.azure:open_azure",
     "azure+http": "cloudmanager.hosts.azure:open_azure",
+    "webdav+https": "cloudmanager.hosts.webdav:open_webdav",
+    "webdav+http": "cloudmanager.hosts.webdav:open_webdav",
     "http": "cloudmanager.hosts.http:open_http",
     "https": "cloudmanager.hosts.http:open_http",
     "command": "cloudmanager.hosts.command:open_command",

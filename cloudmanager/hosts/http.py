@@ -9,8 +9,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from os.path import expanduser, isfile
 from typing import TYPE_CHECKING, Any
@@ -21,11 +19,18 @@ from cloudmanager.errors import (
     ConfigurationError,
     HostError,
     HostUnavailable,
-    IntegrityError,
     ObjectNotFound,
 )
 from cloudmanager.hosts.base import TIME_LIMIT, Host, OnBytes
 from cloudmanager.hosts.disposition import filename_of
+from cloudmanager.hosts.http_answers import (
+    WrongAnswer,
+    body_of,
+    classify,
+    content_length,
+    content_range,
+    http_date,
+)
 from cloudmanager.model import Capabilities, ObjectInfo
 from cloudmanager.source import Source
 
@@ -35,12 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["HttpHost", "HttpOptions", "open_http"]
 
 MOST_REDIRECTS = 5
-_BLOCK = 256 * 1024
 _REDIRECTS = {301, 302, 303, 307, 308}
 # What servers say that do not answer HEAD; a link signed for GET alone gets 401 or 403.
 _HEAD_REFUSED = {400, 401, 403, 405, 501}
 _PORTS = {"http": 80, "https": 443}
-_CONTENT_RANGE = re.compile(r"\s*bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)\s*\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +138,19 @@ class HttpHost(Host):
             wanted = f"bytes={offset}-{last}"
         with self._request("GET", location, "get", wanted) as response:
             if response.status_code == 416 and wanted is not None:
-                total = _content_range(response)[2]
+                total = content_range(response)[2]
                 if total is None or offset >= total:
                     return
             self._expect(response, "get", location)
-            yield from self._body(response, location, offset, length)
+            try:
+                yield from body_of(response, offset, length)
+            except WrongAnswer as exc:
+                raise self._error(exc.kind, str(exc), "get", location) from exc
 
     def stat(self, location: str) -> ObjectInfo:
         key = self._key_of(location, "stat")
         with self._request("HEAD", location, "stat") as response:
-            size = _content_length(response)
+            size = content_length(response)
             refused = response.status_code in _HEAD_REFUSED
             if not refused:
                 self._expect(response, "stat", location)
@@ -152,10 +158,10 @@ class HttpHost(Host):
                 return _info(location, key, size, response)
         # Without a HEAD, one byte tells the size as well.
         with self._request("GET", location, "stat", "bytes=0-0") as response:
-            total = _content_range(response)[2]
+            total = content_range(response)[2]
             if response.status_code != 416 or total != 0:
                 self._expect(response, "stat", location)
-            size = total if total is not None else _content_length(response)
+            size = total if total is not None else content_length(response)
             if size is None:
                 raise self._error(HostError, "the server does not tell the size", "stat", location)
             return _info(location, key, size, response)
@@ -234,7 +240,7 @@ class HttpHost(Host):
                 )
             yield response
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            kind, message = _classify(exc)
+            kind, message = classify(exc)
             raise self._error(kind, message, operation, url) from exc
         finally:
             if response is not None:
@@ -278,54 +284,6 @@ class HttpHost(Host):
         if status in (408, 425, 429) or status >= 500:
             raise self._error(HostUnavailable, shown, operation, location)
         raise self._error(HostError, shown, operation, location)
-
-    def _body(
-        self, response: requests.Response, location: str, offset: int, length: int | None
-    ) -> Iterator[bytes]:
-        """The bytes that were asked for, out of a part or of the whole file."""
-        first, last, total = _content_range(response)
-        if first is None and response.status_code == 206:
-            raise self._error(
-                IntegrityError, "the server sends a part without saying which", "get", location
-            )
-        size = _content_length(response)
-        if first is not None and last is not None:
-            # Some servers say 200 and send a part: the range counts, not the status.
-            end = None if length is None else offset + length
-            if first != offset or (end is not None and last >= end):
-                raise self._error(
-                    IntegrityError, "the server sends another part than asked", "get", location
-                )
-            goal = end if total is None else min(total, end if end is not None else total)
-            if goal is not None and last + 1 < goal:
-                raise self._error(
-                    HostUnavailable, "the server sends less than asked", "get", location
-                )
-            skip, left = 0, last - first + 1
-            expected: int | None = left
-        else:
-            skip = offset
-            left = -1 if length is None else length
-            expected = size
-        got = 0
-        for block in response.iter_content(_BLOCK):
-            got += len(block)
-            data = block
-            if skip:
-                data = block[skip:]
-                skip -= len(block) - len(data)
-            if left >= 0:
-                data = data[:left]
-                left -= len(data)
-            if data:
-                yield data
-            if left == 0 and first is None:
-                return  # the rest of the whole file was not asked for
-        if expected is not None and got != expected:
-            kind = HostUnavailable if got < expected else IntegrityError
-            raise self._error(
-                kind, f"the answer has {got} bytes instead of {expected}", "get", location
-            )
 
     def _session(self) -> requests.Session:
         import requests
@@ -395,20 +353,6 @@ def _segments(path: str) -> list[str] | None:
     return None if any(each in (".", "..") for each in segments) else segments
 
 
-def _content_length(response: requests.Response) -> int | None:
-    value = response.headers.get("Content-Length", "").strip()
-    return int(value) if value.isascii() and value.isdigit() else None
-
-
-def _content_range(response: requests.Response) -> tuple[int | None, int | None, int | None]:
-    """First and last byte and size of the whole, as far as Content-Range tells them."""
-    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-    if match is None:
-        return None, None, None
-    first, last, total = (int(each) if each and each != "*" else None for each in match.groups())
-    return first, last, total
-
-
 def _info(location: str, key: str, size: int, response: requests.Response) -> ObjectInfo:
     headers = response.headers
     etag = headers.get("ETag")
@@ -416,20 +360,10 @@ def _info(location: str, key: str, size: int, response: requests.Response) -> Ob
         location=location,
         key=key,
         size=size,
-        modified=_date(headers.get("Last-Modified")),
+        modified=http_date(headers.get("Last-Modified")),
         etag=etag.strip('"') if etag else None,
         filename=filename_of(headers.get("Content-Disposition")),
     )
-
-
-def _date(value: str | None) -> datetime | None:
-    if not value:
-        return None
-    try:
-        found = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def _is_private(parts: SplitResult) -> bool:
@@ -440,22 +374,3 @@ def _is_private(parts: SplitResult) -> bool:
         return False  # the request itself will say that it cannot be resolved
     addresses = (ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found)
     return any(not address.is_global for address in addresses)
-
-
-def _classify(exc: Exception) -> tuple[type[HostError], str]:
-    import requests
-
-    text = str(exc).lower()
-    if isinstance(exc, requests.exceptions.SSLError):
-        if "eof" in text or "reset" in text:
-            return HostUnavailable, "the connection broke"
-        return HostError, "the server's TLS certificate was not accepted; see the option ca_bundle"
-    if isinstance(exc, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-        return HostError, "not a URL that can be fetched"
-    if isinstance(exc, requests.Timeout) or "timed out" in text:
-        return HostUnavailable, "no answer in time"
-    if "resolve" in text or "name resolution" in text or "getaddrinfo" in text:
-        return HostUnavailable, "the host name cannot be resolved"
-    if "refused" in text:
-        return HostUnavailable, "the connection was refused"
-    return HostUnavailable, "the connection broke before the answer was complete"
