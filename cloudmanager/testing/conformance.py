@@ -33,8 +33,10 @@ class HostConformance(Storing, Deleting, Reading, Listing, Manners, Unreachable,
         What the host declares. Default: all but checksums and signed links.
     keys:
         Keys that must be kept as they are. Default: the pool's own, spaces, letters of many
-        alphabets, ``%``, ``+``, ``~`` and more. The tests of listings use further ones like
-        them.
+        alphabets, ``%``, ``+``, ``~`` and more.
+    unordered:
+        Keys that are listed in the order of their bytes; with those that others sort otherwise.
+        Take out only what the service itself cannot list in order.
     large:
         Bytes of a large object; above what the host sends in one block. Default: 3 MiB.
     many:

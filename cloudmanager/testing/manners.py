@@ -222,7 +222,8 @@ class Sharing(Arrangement):
                     if not host.capabilities.delete:
                         wrong.append(str(exc))
                 except HostError as exc:
-                    if not exc.retryable:
+                    # A listing that changes under way may be refused, never be wrong.
+                    if not exc.retryable and exc.operation != "list":
                         wrong.append(f"{type(exc).__name__}: {exc}")
                 except CloudManagerError as exc:
                     wrong.append(f"{type(exc).__name__}: {exc}")

@@ -118,6 +118,8 @@ class TestAzure(HostConformance):
     keeps_filename = True
     secrets = ("bm9ib2R5J3Mgc2VjcmV0",)
     many = 300
+    # Azurite orders by UTF-16, which the host notices and refuses to take for a listing.
+    unordered = tuple(key for key in HostConformance.unordered if key != "\U0001f600")
 
     @pytest.fixture
     def host(self, azurite: Any) -> Iterator[Host]:

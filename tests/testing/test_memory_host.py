@@ -7,8 +7,8 @@ import pytest
 from cloudmanager.hosts.base import Host
 from cloudmanager.hosts.retrying import RetryingHost
 from cloudmanager.retry import Backoff, Policy, Retrier
-from cloudmanager.testing import FaultPlan, FaultyHost, HostConformance, MemoryHost
 from cloudmanager.source import BytesSource
+from cloudmanager.testing import FaultPlan, FaultyHost, HostConformance, MemoryHost
 from cloudmanager.testing.arrangement import noise, sha256_of
 from cloudmanager.testing.memory import Stored
 
