@@ -113,7 +113,7 @@ class Arrangement:
     def __init_subclass__(cls, **arguments: object) -> None:
         """Take out the tests that do not apply, instead of skipping them in every run."""
         super().__init_subclass__(**arguments)
-        for name in dir(cls):
+        for name in [each for each in dir(cls) if each.startswith("test_")]:
             test = getattr(cls, name)
             if isinstance(test, _TakenOut):  # a base class lacked what this one may have
                 test = test.test
