@@ -92,6 +92,8 @@ class S3(HostConformance):
 
 class TestS3OnMoto(S3):
     many = 1_050  # a page has 1,000
+    # With its authentication on, moto answers every signed link with 500. The other two follow.
+    test_anybody_can_follow_a_signed_link = None
 
     @pytest.fixture
     def server(self, moto_s3: Any) -> Any:
