@@ -304,6 +304,8 @@ def _is_source(value: Any) -> bool:
 def _resolve(host: str, key: str, value: Any) -> Any:
     """Replace ``{env|file|command = …}`` by what it names."""
     if not _is_source(value):
+        if isinstance(value, Mapping):  # a table, such as the headers of an http host
+            return {name: _resolve(host, f"{key}.{name}", each) for name, each in value.items()}
         return value
     kind, where = next(iter(value.items()))
     about = f"host {host}: {key}"

@@ -201,7 +201,8 @@ class HashedReader(io.RawIOBase):
     Raises
     ------
     SourceChanged
-        From `read`, when the bytes do not hash to `sha256`, or are fewer or more.
+        From `read`, when the bytes do not hash to `sha256`, are fewer or more, or cannot be
+        read any more.
     """
 
     def __init__(self, source: Source, sha256: str) -> None:
@@ -227,7 +228,7 @@ class HashedReader(io.RawIOBase):
         wanted = self._left if size is None or size < 0 else min(size, self._left)
         parts = []
         while wanted:
-            data = self._file.read(wanted)
+            data = self._read(wanted)
             if not data:
                 raise SourceChanged(f"{self._source} became shorter while it was read")
             parts.append(data)
@@ -235,12 +236,21 @@ class HashedReader(io.RawIOBase):
             self._left -= len(data)
             self._digest.update(data)
         if not self._left and not self._checked:
-            if self._file.read(1):
+            if self._read(1):
                 raise SourceChanged(f"{self._source} grew while it was read")
             if self._digest.hexdigest() != self._sha256:
                 raise SourceChanged(f"{self._source} changed while it was read")
             self._checked = True
         return b"".join(parts)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as exc:
+            # A host has errors of the system too: these are not its own.
+            raise SourceChanged(
+                f"{self._source} cannot be read any more: {exc.strerror or exc}; upload it again"
+            ) from exc
 
     def close(self) -> None:
         if not self.closed:

@@ -9,6 +9,7 @@ import pytest
 from cloudmanager import config
 from cloudmanager.errors import ConfigurationError, UnknownHost
 from cloudmanager.hosts.folder import FolderHost
+from cloudmanager.hosts.http import HttpHost
 
 TOML = """
 capacity = "1GiB"
@@ -156,3 +157,21 @@ def test_a_bandwidth_limit_that_is_none_says_where_it_stands(
     monkeypatch.setenv("CLOUDMANAGER_BWLIMIT", "fast")
     with pytest.raises(ConfigurationError, match="CLOUDMANAGER_BWLIMIT"):
         config.load()
+
+
+def test_a_secret_inside_a_table_of_an_option_is_fetched_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRROR_TOKEN", "Bearer hunter2")
+    path = tmp_path / "c.toml"
+    path.write_text(
+        '[hosts.mirror]\nurl = "https://mirror.example.org/files"\n'
+        'headers = { Authorization = { env = "MIRROR_TOKEN" }, Accept = "*/*" }\n'
+    )
+    (setting,) = config.load(config=path).hosts
+    host = setting.open()
+    assert isinstance(host, HttpHost)
+    assert host.options.headers == {"Authorization": "Bearer hunter2", "Accept": "*/*"}
+    monkeypatch.delenv("MIRROR_TOKEN")
+    with pytest.raises(ConfigurationError, match=r"headers\.Authorization.*MIRROR_TOKEN"):
+        setting.open()

@@ -12,6 +12,7 @@ import pytest
 
 from cloudmanager.errors import NotARegularFile, SourceChanged
 from cloudmanager.source import BytesSource, FileSource, HashedReader, StreamSource, open_regular
+from cloudmanager.testing.sources import BrokenSource
 
 DATA = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -115,3 +116,11 @@ def test_a_link_to_a_file_is_followed(tmp_path: Path, file: Path) -> None:
     (tmp_path / "link").symlink_to(file)
     with open_regular(tmp_path / "link") as opened:
         assert opened.read(4) == DATA[:4]
+
+
+def test_a_source_that_fails_while_it_is_hashed_is_no_error_of_the_host() -> None:
+    data = bytes(1000)
+    reader = HashedReader(BrokenSource(data), hashlib.sha256(data).hexdigest())
+    with pytest.raises(SourceChanged, match="Input/output error; upload it again") as caught:
+        reader.read()
+    assert isinstance(caught.value.__cause__, OSError)

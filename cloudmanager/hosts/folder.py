@@ -259,12 +259,14 @@ class FolderHost(Host):
     def _require_root(self) -> None:
         if self.root.is_dir():
             return
-        if self._create and not self.root.exists():
+        if self._create:
             missing = [folder for folder in self.root.parents if not folder.exists()]
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (self.root.parent, *(each.parent for each in missing)):
-                _flush_folder(folder)
-            return
+            # Somebody else may make it at the same moment; what is no folder is told below.
+            with contextlib.suppress(FileExistsError):
+                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for folder in (self.root.parent, *(each.parent for each in missing)):
+                    _flush_folder(folder)
+                return
         raise ContainerNotFound(
             f"there is no folder {str(self.root)!r}; mount it, or make it with mkdir",
             host=self.name,

@@ -316,3 +316,27 @@ def test_a_folder_removed_under_way_is_made_again(host: FolderHost) -> None:
     (host.root / "6f").rmdir()
     put(host, "6f/b", b"y")
     assert [info.key for info in host.list()] == ["6f/b"]
+
+
+def test_a_root_that_two_make_at_once_is_there_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "new"
+    host = open_host(str(root), {"create": True}, name="new")
+    is_dir = Path.is_dir
+
+    def just_before_the_other_made_it(path: Path) -> bool:
+        if path == root:
+            monkeypatch.setattr(Path, "is_dir", is_dir)
+            root.mkdir()
+            return False
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", just_before_the_other_made_it)
+    host.check()
+
+
+def test_a_file_in_the_place_of_the_root_is_told(tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("a file")
+    with pytest.raises(ContainerNotFound, match="there is no folder"):
+        open_host(str(tmp_path / "new"), {"create": True}, name="new").check()
