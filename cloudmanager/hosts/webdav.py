@@ -68,7 +68,7 @@ class WebdavHost(Host):
     Checksums are the server's (``oc:checksums`` of ownCloud's family), never told to it by us.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(checksums=frozenset({"sha256", "sha1", "md5"}))
 
     def __init__(
         self, name: str, place: Place, options: WebdavOptions, *, aliases: Iterable[Place] = ()

@@ -5,20 +5,25 @@ from __future__ import annotations
 import functools
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloudmanager.errors import HostError
 from cloudmanager.hosts import open_host
 from cloudmanager.hosts.azure import AzureHost
 from cloudmanager.hosts.base import Host
 from cloudmanager.hosts.folder import FolderHost
 from cloudmanager.hosts.http import HttpHost
 from cloudmanager.hosts.s3 import S3Host
+from cloudmanager.hosts.webdav import WebdavHost
 from cloudmanager.testing import HostConformance
+from servers.webdav import PASSWORD, USER, WebdavServer, host_url
 
+CREDENTIALS = {"user": USER, "password": PASSWORD}
 NOBODY = "http://127.0.0.1:9"
 """Port 9, "discard": nothing listens there."""
 
@@ -144,6 +149,60 @@ class TestAzure(HostConformance):
     def raw_write(self, host: Host, key: str, data: bytes) -> None:
         del host
         self.container.upload_blob(f"pool/{key}", data, overwrite=True)
+
+
+class Webdav(HostConformance):
+    """One collection of its own for every test."""
+
+    capabilities = WebdavHost.capabilities
+    secrets = (PASSWORD,)
+    server: WebdavServer
+    collection: str
+
+    @pytest.fixture
+    def host(self, server: WebdavServer) -> Iterator[Host]:
+        self.server, self.collection = server, server.make_collection()
+        host = open_host(host_url(server.endpoint, self.collection), CREDENTIALS, name="dav")
+        deadline = time.monotonic() + 30
+        while True:  # rclone sees what was made on its disk a moment later
+            try:
+                host.check()
+                break
+            except HostError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        yield host
+        host.close()
+
+    def open_unreachable(self) -> Host:
+        return open_host(f"webdav+{NOBODY}/pool", CREDENTIALS, name="dav")
+
+    def path(self, key: str) -> Path:
+        return self.server.directory / self.collection / key
+
+    def raw_read(self, host: Host, key: str) -> bytes:
+        del host
+        return self.path(key).read_bytes()
+
+
+class TestWebdavOnRclone(Webdav):
+    # While a file is being sent, rclone ends its listings with the text of an error, after
+    # the document; the host refuses them. wsgidav shows what the host does.
+    test_a_partly_written_object_is_invisible = None
+
+    @pytest.fixture
+    def server(self, rclone_webdav: WebdavServer) -> WebdavServer:
+        return rclone_webdav
+
+
+class TestWebdavOnWsgidav(Webdav):
+    # It misreads some encoded names in a MOVE; the host notices and says so.
+    keys = tuple(key for key in HostConformance.keys if not set(key) & set("?#;&=@!$'()*,"))
+
+    @pytest.fixture
+    def server(self, wsgidav: WebdavServer) -> WebdavServer:
+        return wsgidav
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
