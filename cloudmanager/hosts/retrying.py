@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
 
 from cloudmanager.errors import HostError
 from cloudmanager.hosts.base import Host, OnBytes
+from cloudmanager.hosts.wrapped import WrappedHost
 from cloudmanager.model import ObjectInfo
 from cloudmanager.retry import Retrier
 from cloudmanager.source import Source
@@ -15,7 +15,7 @@ from cloudmanager.source import Source
 __all__ = ["RetryingHost"]
 
 
-class RetryingHost(Host):
+class RetryingHost(WrappedHost):
     """Repeats what failed for a transient reason, as its `Retrier` allows.
 
     A `get` that breaks goes on from the last byte where the host reads ranges, and a
@@ -23,9 +23,7 @@ class RetryingHost(Host):
     """
 
     def __init__(self, host: Host, retrier: Retrier) -> None:
-        self.host = host
-        self.name = host.name
-        self.capabilities = host.capabilities
+        super().__init__(host)
         self._retrier = retrier
 
     def put(
@@ -117,23 +115,8 @@ class RetryingHost(Host):
         wanted = list(locations)
         self._retrier.call(lambda: self.host.delete(wanted))
 
-    def owns(self, location: str) -> bool:
-        return self.host.owns(location)
-
-    def location(self, key: str) -> str:
-        return self.host.location(key)
-
     def check(self) -> None:
         self._retrier.call(self.host.check)
-
-    def signed_url(self, location: str, *, expires: timedelta, filename: str | None = None) -> str:
-        return self.host.signed_url(location, expires=expires, filename=filename)
-
-    def clean(self, *, older_than: timedelta) -> Iterator[str]:
-        return self.host.clean(older_than=older_than)
-
-    def close(self) -> None:
-        self.host.close()
 
 
 _ONE_REQUEST = 32 * 1024 * 1024

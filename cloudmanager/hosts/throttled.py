@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from cloudmanager.hosts.base import Host, OnBytes
+from cloudmanager.hosts.wrapped import WrappedHost
 from cloudmanager.model import ObjectInfo
 from cloudmanager.source import Source
 
@@ -58,13 +58,11 @@ class Limiter:
             self._sleep(wait)
 
 
-class ThrottledHost(Host):
+class ThrottledHost(WrappedHost):
     """The same host, but its payload passes a `Limiter` in both directions."""
 
     def __init__(self, host: Host, limiter: Limiter) -> None:
-        self.host = host
-        self.name = host.name
-        self.capabilities = host.capabilities
+        super().__init__(host)
         self._limiter = limiter
 
     def put(
@@ -88,33 +86,6 @@ class ThrottledHost(Host):
         data = self.host.read(location, limit=limit)
         self._limiter.take(len(data))
         return data
-
-    def stat(self, location: str) -> ObjectInfo:
-        return self.host.stat(location)
-
-    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
-        return self.host.list(prefix, after=after)
-
-    def delete(self, locations: Iterable[str]) -> None:
-        self.host.delete(locations)
-
-    def owns(self, location: str) -> bool:
-        return self.host.owns(location)
-
-    def location(self, key: str) -> str:
-        return self.host.location(key)
-
-    def check(self) -> None:
-        self.host.check()
-
-    def signed_url(self, location: str, *, expires: timedelta, filename: str | None = None) -> str:
-        return self.host.signed_url(location, expires=expires, filename=filename)
-
-    def clean(self, *, older_than: timedelta) -> Iterator[str]:
-        return self.host.clean(older_than=older_than)
-
-    def close(self) -> None:
-        self.host.close()
 
 
 class _ThrottledSource(Source):
