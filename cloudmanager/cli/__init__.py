@@ -22,6 +22,7 @@ def main() -> None:
     # through all of them again and again: a tenth of the time of 5,000 small files.
     gc.set_threshold(20_000, 50, 50)
 
+    _open_what_is_closed()
     from cloudmanager.cli.app import run
 
     try:
@@ -40,3 +41,15 @@ def _nobody_is_left() -> bool:
     """Whether no other thread works, no profiler or debugger watches."""
     busy = [each for each in threading.enumerate() if not each.daemon]
     return busy == [threading.main_thread()] and not (sys.gettrace() or sys.getprofile())
+
+
+def _open_what_is_closed() -> None:
+    """Put /dev/null in the place of a standard stream that the caller has closed (``>&-``).
+
+    Else the first file that is opened, the database perhaps, would get its number, and what is
+    written to the stream, by whatever library, would go into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest number that is free: that of the stream.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))

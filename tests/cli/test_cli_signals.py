@@ -187,6 +187,25 @@ def many_tiny_files(program: Program, count: int) -> None:
     assert program("cache", "check").lines == ["the cache is sound"]
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_standard_stream_that_is_closed_harms_nothing(program: Program, closed: str) -> None:
+    sha256 = program.file("a", "content")
+    for command in ("upload a", "verify", "status", "--help", "upload gone"):
+        done = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m cloudmanager {command} {closed}"],
+            cwd=program.work,
+            env=program.environment,
+            capture_output=True,
+            text=True,
+            timeout=HANGS,
+            check=False,
+        )
+        assert done.returncode == (4 if command == "upload gone" else 0), done.stderr
+        assert "Traceback" not in done.stderr
+        assert "internal" not in done.stderr
+    assert program("cat", sha256).stdout == b"content"
+
+
 def test_five_thousand_tiny_files_go_in_and_come_out(program: Program) -> None:
     many_tiny_files(program, 5000)
 
