@@ -126,7 +126,7 @@ class Manners(Arrangement):
         with urllib.request.urlopen(
             host.signed_url(location, expires=HOUR, filename=name), timeout=self.patience
         ) as answer:
-            assert answer.read() == data
+            assert sha256_of(answer.read()) == sha256_of(data)
             assert filename_of(answer.headers["Content-Disposition"]) == name
 
 
