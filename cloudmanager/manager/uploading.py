@@ -144,7 +144,7 @@ class Uploader:
                     if batch and batch[0][1] > SMALL:
                         weight = 1
                         deliver = functools.partial(_deliver, done, weight)
-                        pool.submit(self._one_large, batch[0], progress, deliver)
+                        pool.submit(self._one_large, batch[0], progress, stop, deliver)
                         running += weight
                     elif batch:
                         weight = most // min(_SMALL_AHEAD, self._jobs)
@@ -210,10 +210,18 @@ class Uploader:
         if batch:
             yield batch
 
-    def _one_large(self, file: tuple[str, int], progress: Progress, deliver: _Deliver) -> None:
+    def _one_large(
+        self,
+        file: tuple[str, int],
+        progress: Progress,
+        stop: threading.Event,
+        deliver: _Deliver,
+    ) -> None:
         path, size = file
         try:
             with self._large:
+                if stop.is_set():
+                    raise Cancelled("nobody waits for it")
                 self._check()
                 results, staged = self._staged(
                     [path], lambda: [self._stage_one(path, size)], progress

@@ -150,6 +150,27 @@ def test_a_consumer_that_leaves_early_leaves_nothing_held(world: World) -> None:
     assert only.objects() == []
 
 
+def test_large_files_that_nobody_waits_for_are_not_begun(world: World) -> None:
+    only = world.folder("only")
+    gate = threading.Event()
+    only.before = lambda operation, _: gate.wait(20) and None if operation == "put" else None
+    cm = world.pool([only], capacity="256MiB")
+    results = cm.upload_many([world.file(content(n, 1100 * KIB)) for n in range(12)])
+    first = threading.Thread(target=next, args=(results,))
+    first.start()
+    while only.count("put") < 3:  # as many as are sent at once
+        time.sleep(0.01)
+    closed = threading.Event()
+    only.before = lambda operation, _: closed.wait(20) and None if operation == "put" else None
+    gate.set()  # lets those three through; the next ones wait for the other
+    first.join()
+    results.close()  # type: ignore[attr-defined]
+    closed.set()
+    _wait_for_workers()
+    assert only.count("put") < 12
+    assert all(cm.exists(sha256) for sha256 in only.objects())
+
+
 def test_a_cancelled_upload_keeps_what_was_sent(world: World) -> None:
     only = world.folder("only")
     cm = world.pool([only])
