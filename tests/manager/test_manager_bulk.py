@@ -167,7 +167,8 @@ def test_large_files_that_nobody_waits_for_are_not_begun(world: World) -> None:
     results.close()  # type: ignore[attr-defined]
     closed.set()
     _wait_for_workers()
-    assert only.count("put") < 12
+    # Three had been sent, three more were under way; two were waiting for their turn.
+    assert only.count("put") <= 6
     assert all(cm.exists(sha256) for sha256 in only.objects())
 
 
